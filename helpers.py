@@ -1,0 +1,1365 @@
+"""The plumbing of reproduction.ipynb, in the order in which the notebook uses it.
+
+The method itself (transforms, network, losses, training step) stands in the notebook, in the
+cells tagged `method`. Here is what it rests on: environment, settings, data, warps and layers,
+runs that can be resumed, tables, figures and widgets.
+
+"The report" is the student report named in README.md; "section" means a section of it.
+"""
+
+import ast
+import csv
+import dataclasses
+import datetime
+import hashlib
+import html
+import importlib.metadata
+import inspect
+import json
+import math
+import os
+import pathlib
+import platform
+import sys
+import textwrap
+import time
+import types
+
+import elasticdeform
+import ipywidgets as widgets
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.ndimage
+import tensorflow as tf
+from IPython import get_ipython
+from IPython.display import display
+
+METHODS = ("Supervised", "SemiC", "SemiCT", "SemiCTE")
+METRICS = (
+    "loss",
+    "loss_supervised",
+    "loss_consistency",
+    "accuracy",
+    "consistency",
+    "accuracy_clean",
+    "accuracy_transformed",
+)
+
+# Okabe and Ito's palette, which stays apart for colour-blind readers: one colour a method, throughout.
+COLORS = {
+    "Supervised": "#000000",
+    "SemiC": "#0072B2",
+    "SemiCT": "#D55E00",
+    "SemiCTE": "#009E73",
+}
+
+# ------------------------------------------------------------------------------ environment
+
+
+def environment():
+    """Describe the machine and the versions, as kept in every run's record.
+
+    Returns:
+        dict of str: `device` (the GPU's or the processor's name), `gpu` ("yes" or "no"), `cores`,
+        and the versions of Python and of the packages that can change a number.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        device = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    else:
+        lines = pathlib.Path("/proc/cpuinfo")
+        names = (
+            [line for line in lines.read_text().splitlines() if line.startswith("model name")] if lines.exists() else []
+        )
+        device = names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
+    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "elasticdeform")}
+    return {
+        "device": device,
+        "gpu": "yes" if gpus else "no",
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def print_environment():
+    """Print what `environment` found, and what to click where no GPU was."""
+    found = environment()
+    print(", ".join(f"{name} {found[name]}" for name in ("python", "tensorflow", "keras", "numpy", "elasticdeform")))
+    print(f"ipywidgets {widgets.__version__}")
+    print(f"device: {found['device']}, {found['cores']} cores, GPU: {found['gpu']}")
+    if found["gpu"] == "no":
+        print(
+            "No GPU was found. The presets smoke, quick and standard are sized for a CPU.\n"
+            "In Colab: Runtime > Change runtime type > T4 GPU, then Runtime > Run all."
+        )
+
+
+# --------------------------------------------------------------------------------- settings
+
+
+def settings_controls(presets, transforms):
+    """Build the widgets of the settings section; nothing happens until `read_settings`.
+
+    Args:
+        presets: dict of preset name to dict of sizes.
+        transforms: names of the transforms.
+
+    Returns:
+        namespace of widgets: `preset`, `transforms`, `learning_rate`, `fine_tuning_rate`,
+        `consistency_weight`, `seed`, and `panel`, the box that shows them all.
+
+    Raises:
+        ValueError: REPRODUCTION_PRESET names no preset.
+    """
+    chosen = os.environ.get("REPRODUCTION_PRESET") or "quick"
+    if chosen not in presets:
+        raise ValueError(f"REPRODUCTION_PRESET is {chosen!r}; set it to one of {', '.join(presets)}, or unset it.")
+    wide = {"style": {"description_width": "150px"}, "layout": {"width": "420px"}}
+    controls = types.SimpleNamespace(
+        preset=widgets.Dropdown(options=list(presets), value=chosen, description="preset", **wide),
+        transforms=widgets.SelectMultiple(
+            options=list(transforms), value=tuple(transforms), rows=len(transforms), description="transforms", **wide
+        ),
+        learning_rate=widgets.FloatLogSlider(
+            value=1e-3, min=-6, max=-1, step=0.25, description="learning rate", **wide
+        ),
+        fine_tuning_rate=widgets.FloatLogSlider(
+            value=1e-5, min=-6, max=-1, step=0.25, description="SemiCT, SemiCTE rate", **wide
+        ),
+        consistency_weight=widgets.FloatSlider(
+            value=1.0, min=0.0, max=10.0, step=0.1, description="consistency weight", **wide
+        ),
+        seed=widgets.BoundedIntText(value=0, min=0, max=9999, description="seed", **wide),
+    )
+    controls.panel = widgets.VBox(list(vars(controls).values()))
+    return controls
+
+
+def read_settings(controls, presets):
+    """Read the controls' values once, together with the sizes of the chosen preset.
+
+    Args:
+        controls: what `settings_controls` returned.
+        presets: the same presets.
+
+    Returns:
+        namespace with `preset`, `transforms` (tuple of str), `learning_rate`, `fine_tuning_rate`,
+        `consistency_weight` (floats), `seed` (int) and the preset's sizes.
+
+    Raises:
+        ValueError: no transform is selected.
+    """
+    values = {name: widget.value for name, widget in vars(controls).items() if name != "panel"}
+    if not values["transforms"]:
+        raise ValueError("No transform is selected: choose at least one in the settings above.")
+    return types.SimpleNamespace(**values, **presets[values["preset"]])
+
+
+# ------------------------------------------------------------------------------------- data
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SHAPES = ("disc", "square", "triangle", "diamond", "ring", "frame", "plus", "cross", "bars", "columns")
+
+
+def load_cifar10(path=None):
+    """Load CIFAR-10: from `path`, else from the file named by CIFAR10_NPZ, else by Keras's download.
+
+    Args:
+        path: an .npz file with the arrays x_train, y_train, x_test, y_test.
+
+    Returns:
+        ((x_train, y_train), (x_test, y_test)) as `keras.datasets.cifar10.load_data()` gives them:
+        uint8 images (50000, 32, 32, 3) and (10000, 32, 32, 3), values 0 ... 255, and uint8 labels
+        (50000, 1) and (10000, 1), values 0 ... 9.
+
+    Raises:
+        FileNotFoundError: the named file does not exist.
+        ValueError: the file is not such an .npz, or holds other arrays.
+        OSError: nothing was named and the download failed.
+    """
+    source = path or os.environ.get("CIFAR10_NPZ")
+    if not source:
+        print("Loading CIFAR-10 through Keras. The first time this downloads 170 MB from a slow host: minutes.")
+        try:
+            return keras.datasets.cifar10.load_data()
+        except Exception as error:  # Keras raises a bare Exception on a failed download
+            raise OSError(f"Keras could not download CIFAR-10: {error}") from error
+    if not pathlib.Path(source).is_file():
+        raise FileNotFoundError(f"There is no file {source}; CIFAR10_NPZ (or path) must name an .npz with CIFAR-10.")
+    try:
+        with np.load(source, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    except Exception as error:  # np.load raises half a dozen types on a damaged file
+        raise ValueError(
+            f"{source} is not a readable .npz with x_train, y_train, x_test and y_test: {error}"
+        ) from error
+    for name, array in arrays.items():
+        count = 50000 if name.endswith("train") else 10000
+        shape = (count, 32, 32, 3) if name.startswith("x") else (count, 1)
+        if array.shape != shape or array.dtype != np.uint8:
+            raise ValueError(f"{name} in {source} is {array.dtype} {array.shape}; CIFAR-10 has uint8 {shape}.")
+        if name.startswith("y") and array.max() > 9:
+            raise ValueError(f"{name} in {source} has a label {array.max()}; CIFAR-10's labels are 0 ... 9.")
+    return (arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])
+
+
+def generate_shapes(train=12000, test=2000, seed=0):
+    """Generate a stand-in for CIFAR-10: ten classes of coloured shapes on noisy backgrounds.
+
+    Position, size, both colours and the noise vary; only the shape tells the class.
+
+    Args:
+        train: number of training images.
+        test: number of test images.
+        seed: of the generator.
+
+    Returns:
+        arrays as of `load_cifar10`, with these counts.
+    """
+    random = np.random.default_rng(seed)
+    count = train + test
+    labels = random.integers(0, len(SHAPES), count)
+    center = random.uniform(11, 21, (2, count, 1, 1))
+    radius = random.uniform(6, 10, (count, 1, 1))
+    rows, columns = (np.mgrid[:32, :32][:, None] - center) / radius
+    far, near = np.maximum(abs(rows), abs(columns)), np.minimum(abs(rows), abs(columns))
+    distance = np.hypot(rows, columns)
+    masks = (
+        distance < 1,
+        far < 0.9,
+        (rows < 0.8) & (2 * abs(columns) < rows + 1),
+        abs(rows) + abs(columns) < 1,
+        (distance < 1) & (distance > 0.6),
+        (far < 0.9) & (far > 0.5),
+        (far < 1) & (near < 0.3),
+        (far < 0.9) & (far - near < 0.35),
+        (far < 0.9) & (np.sin(8 * rows) > 0),
+        (far < 0.9) & (np.sin(8 * columns) > 0),
+    )
+    mask = np.select([labels[:, None, None] == k for k in range(len(masks))], masks)[..., None]
+    ink, paper = random.uniform(0, 255, (2, count, 1, 1, 3))
+    images = np.where(mask, ink, paper) + random.normal(0, 20, (count, 32, 32, 3))
+    images = images.clip(0, 255).astype(np.uint8)
+    labels = labels.astype(np.uint8)[:, None]
+    return (images[:train], labels[:train]), (images[train:], labels[train:])
+
+
+def load_data(preset):
+    """Load CIFAR-10, or, for the two small presets only, fall back to generated shapes.
+
+    Args:
+        preset: name of the preset in force.
+
+    Returns:
+        (name, arrays): "cifar10" or "shapes", and the arrays of that set.
+
+    Raises:
+        OSError: a large preset, and CIFAR-10 cannot be downloaded.
+        ValueError, FileNotFoundError: CIFAR10_NPZ is set to something unusable.
+    """
+    try:
+        return "cifar10", load_cifar10()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if preset not in ("smoke", "quick"):
+            raise OSError(
+                f"The preset {preset!r} needs CIFAR-10, and there are three ways to give it: let Keras download it "
+                "(a network connection), set the environment variable CIFAR10_NPZ to an .npz with x_train, y_train, "
+                f"x_test and y_test, or call helpers.load_cifar10(path). What was tried: {error}"
+            ) from error
+        print(f"{error}\nGoing on with GENERATED SHAPES. Nothing below is a result on CIFAR-10.")
+        return "shapes", generate_shapes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The four subsets of section 2 (row 11 of the released code's observations gives the ranges).
+
+    Images are uint8 (n, 32, 32, 3), labels int32 (n,). The unlabelled images come without labels.
+    """
+
+    name: str
+    labeled_images: np.ndarray
+    labeled_labels: np.ndarray
+    unlabeled_images: np.ndarray
+    validation_images: np.ndarray
+    validation_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_counts: dict
+
+    @property
+    def caption(self):
+        """What a title must say where the images are not CIFAR-10."""
+        return "" if self.name == "cifar10" else " — generated shapes, not CIFAR-10"
+
+    @property
+    def classes(self):
+        """Names of the ten classes, by label."""
+        return CLASSES if self.name == "cifar10" else SHAPES
+
+    def training_pool(self, configuration):
+        """Images a run trains on and their labels, -1 for an unlabelled one: uint8 (n, 32, 32, 3), int32 (n,).
+
+        Raises:
+            ValueError: the run wants more images than the split has.
+        """
+        for kind, wanted, there in (
+            ("labelled", configuration.labeled, len(self.labeled_images)),
+            ("unlabelled", configuration.unlabeled, len(self.unlabeled_images)),
+        ):
+            if wanted > there:
+                raise ValueError(
+                    f"The run asks for {wanted} {kind} images and the split has {there}: lower it, or load more."
+                )
+        images = np.concatenate(
+            [self.labeled_images[: configuration.labeled], self.unlabeled_images[: configuration.unlabeled]]
+        )
+        labels = np.concatenate([self.labeled_labels[: configuration.labeled], np.full(configuration.unlabeled, -1)])
+        return images, labels.astype(np.int32)
+
+
+def split(name, arrays, ranges, sizes):
+    """Cut the data as the report did, the first images of each range where a preset takes fewer.
+
+    The split depends on the order of the data alone, never on a seed. What is unlabelled loses its
+    labels here; only their histogram survives, for the figure.
+
+    Args:
+        name: of the data set.
+        arrays: ((x_train, y_train), (x_test, y_test)).
+        ranges: dict of "labeled", "unlabeled", "validation" to (start, stop) in the training images.
+        sizes: namespace with `labeled`, `unlabeled`, `validation` and `test`, how many to take.
+
+    Returns:
+        Split.
+
+    Raises:
+        ValueError: the ranges overlap.
+    """
+    (images, labels), (test_images, test_labels) = arrays
+    indices = {subset: np.arange(*bounds)[: getattr(sizes, subset)] for subset, bounds in ranges.items()}
+    everything = np.concatenate([np.arange(*bounds) for bounds in ranges.values()])
+    if len(np.unique(everything)) != len(everything):
+        raise ValueError(f"The ranges {ranges} overlap: an image would be in two subsets.")
+    labels, test_labels = labels.astype(np.int32)[:, 0], test_labels.astype(np.int32)[: sizes.test, 0]
+    subsets = {subset: labels[chosen] for subset, chosen in indices.items()} | {"test": test_labels}
+    return Split(
+        name=name,
+        labeled_images=images[indices["labeled"]],
+        labeled_labels=subsets["labeled"],
+        unlabeled_images=images[indices["unlabeled"]],
+        validation_images=images[indices["validation"]],
+        validation_labels=subsets["validation"],
+        test_images=test_images[: sizes.test],
+        test_labels=test_labels,
+        class_counts={subset: np.bincount(values, minlength=10) for subset, values in subsets.items()},
+    )
+
+
+def split_table(data, ranges):
+    """Sizes of the subsets in the report's two splits, and where in the files they lie.
+
+    Args:
+        data: Split.
+        ranges: as for `split`.
+
+    Returns:
+        Table.
+    """
+    rows = []
+    for subset, counts in data.class_counts.items():
+        place = (
+            f"training images {ranges[subset][0]:,} ... {ranges[subset][1] - 1:,}"
+            if subset in ranges
+            else "test images"
+        )
+        rows.append((subset, place, "–" if subset == "unlabeled" else f"{counts.sum():,}", f"{counts.sum():,}"))
+    return Table(
+        ("subset", "taken from", "cifar10_default", "cifar10_ssl_default"), rows, f"Images of each subset{data.caption}"
+    )
+
+
+# ------------------------------------------------------------------------------- transforms
+
+
+def _spline_weights(fraction):
+    """Cubic B-spline weights of the four taps at -1, 0, 1, 2 around a position 0 <= fraction < 1."""
+    rest = 1 - fraction
+    return (
+        rest**3 / 6,
+        (4 - 6 * fraction**2 + 3 * fraction**3) / 6,
+        (4 - 6 * rest**2 + 3 * rest**3) / 6,
+        fraction**3 / 6,
+    )
+
+
+def _spline_prefilter(length):
+    """Matrix (length, length) float32 that turns samples along an axis into B-spline coefficients."""
+    return scipy.ndimage.spline_filter1d(np.eye(length), axis=0, order=3, mode="mirror").astype(np.float32)
+
+
+@tf.function(jit_compile=True, reduce_retracing=True)
+def cubic_warp(images, maps):
+    """Warp each image by its own affine map, by cubic splines, 0 where the map leaves the picture.
+
+    The same as `elasticdeform.deform_grid(order=3, mode="constant")` (section 2, Transformations),
+    for a whole batch, on the device, and differentiable: the spline prefilter along an axis is a
+    linear map, so it is one matrix product; then come 16 weighted taps an output pixel.
+
+    Args:
+        images: (n, height, width, channels), floating point, each side at least 3 pixels.
+        maps: (n, 2, 3), from output to input: input = map[:, :2] @ (row, column) + map[:, 2], in
+            pixels, (0, 0) being the centre of the first pixel. Taken in float64, so that round-off
+            does not push a point on the border out of the picture.
+
+    Returns:
+        the warped images, of the shape and type of `images`.
+    """
+    _, height, width, channels = images.shape
+    count = tf.shape(images)[0]
+    grid = np.stack([*np.mgrid[:height, :width], np.ones((height, width))], axis=-1)
+    points = tf.einsum("nij,hwj->nhwi", tf.cast(maps, tf.float64), tf.constant(grid))
+    last = tf.constant([height - 1, width - 1], tf.float64)
+    inside = tf.reduce_all((points >= 0) & (points <= last), axis=-1, keepdims=True)
+    points = tf.clip_by_value(points, tf.zeros_like(last), last)
+    corner = tf.floor(points)
+    fraction = tf.cast(points - corner, tf.float32)
+    row, column = tf.unstack(tf.cast(corner, tf.int32), axis=-1)
+
+    coefficients = tf.einsum("ij,njwc->niwc", _spline_prefilter(height), tf.cast(images, tf.float32))
+    coefficients = tf.einsum("ij,nhjc->nhic", _spline_prefilter(width), coefficients)
+    coefficients = tf.pad(coefficients, [[0, 0], [1, 2], [1, 2], [0, 0]], mode="REFLECT")
+    # Four neighbours in a row side by side, so that one gather fetches them together.
+    windows = tf.concat([coefficients[:, :, k : k + width] for k in range(4)], axis=-1)
+    windows = tf.reshape(windows, [-1, 4 * channels])
+    first = tf.range(count)[:, None, None] * (height + 3)
+    weights_down, weights_across = (_spline_weights(fraction[..., axis, None]) for axis in (0, 1))
+    warped = 0.0
+    for down in range(4):
+        taps = tf.gather(windows, (first + row + down) * width + column)
+        across = sum(weights_across[k] * taps[..., k * channels : (k + 1) * channels] for k in range(4))
+        warped += weights_down[down] * across
+    return tf.cast(tf.where(inside, warped, 0.0), images.dtype)
+
+
+def elasticdeform_warp(images, maps):
+    """Do what `cubic_warp` does by the library that the report used, image by image, in Python.
+
+    The reference that the tests hold `cubic_warp` to. No gradient flows through it and XLA cannot
+    compile it.
+
+    Args:
+        images: as for `cubic_warp`.
+        maps: as for `cubic_warp`.
+
+    Returns:
+        as `cubic_warp`.
+    """
+
+    def warp(batch, inverse):
+        # The library takes the forward map and inverts it. The shift is part of the map and not of
+        # the displacement grid, whose interpolation rounds: an integer shift would lose a border row.
+        forward = np.linalg.inv(np.concatenate([inverse, np.tile([[[0.0, 0.0, 1.0]]], (len(inverse), 1, 1))], axis=1))
+        still = np.zeros((2, 2, 2))
+        return np.stack(
+            [
+                elasticdeform.deform_grid(image, still, order=3, mode="constant", axis=(0, 1), affine=affine)
+                for image, affine in zip(batch, forward, strict=True)
+            ]
+        )
+
+    warped = tf.numpy_function(warp, [tf.cast(images, tf.float32), tf.cast(maps, tf.float64)], tf.float32)
+    return tf.cast(tf.ensure_shape(warped, images.shape), images.dtype)
+
+
+def compare_warps(images, maps, repeats=5):
+    """Run `cubic_warp` and `elasticdeform_warp` on the same batch, in turn.
+
+    Args:
+        images: as for `cubic_warp`.
+        maps: as for `cubic_warp`.
+        repeats: how often; the medians of the times are shown.
+
+    Returns:
+        Table with the milliseconds an image and the largest difference of a pixel's value.
+    """
+    results, times = {}, {}
+    for repeat in range(repeats + 1):  # the first one compiles and is not timed
+        for warp in (cubic_warp, elasticdeform_warp):
+            begin = time.perf_counter()
+            results[warp] = warp(images, maps).numpy()
+            if repeat:
+                times.setdefault(warp, []).append((time.perf_counter() - begin) * 1e3 / len(images))
+    fast, slow = (float(np.median(times[warp])) for warp in (cubic_warp, elasticdeform_warp))
+    difference = np.abs(results[cubic_warp] - results[elasticdeform_warp]).max()
+    rows = [
+        ("elasticdeform, image by image", f"{slow:.3f}", "–"),
+        (f"cubic_warp, {len(images)} at once", f"{fast:.3f}", f"{difference:.1e}"),
+    ]
+    return Table(
+        ("warp", "ms an image", "largest difference"),
+        rows,
+        f"The same rotations two ways; cubic_warp is {slow / fast:.0f} times as fast here",
+    )
+
+
+# --------------------------------------------------------------------------------- network
+
+
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """Keras's batch normalisation, with TensorFlow's fused op while it trains.
+
+    Keras 3 takes several passes over memory for what this op does in one. Variables, moving
+    averages, saved weights and everything at inference are those of the parent class.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        """Normalise images (n, height, width, channels); in training, by the batch's own statistics."""
+        if not (training and self.trainable):
+            return super().call(inputs, training=training, mask=mask)
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs, scale=self.gamma, offset=self.beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True
+        )
+        samples = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
+        variance *= (samples - 1) / samples  # the op returns the unbiased one, Keras keeps the biased one
+        for moving, current in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + tf.stop_gradient(current) * (1 - self.momentum))
+        return outputs
+
+
+# ------------------------------------------------------------------------------------ runs
+
+EVALUATION_BATCH = 250
+EVALUATION_SEED = (20210416, 0)  # the same transformed test images for every run
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """Everything that determines a run's result; its `id` is made from it.
+
+    A field that has a default stays out of the id while it holds that default, so that a field
+    added later changes no existing id.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of its range.
+    """
+
+    method: str
+    transform: str
+    width: int
+    labeled: int
+    unlabeled: int
+    epochs: int
+    learning_rate: float
+    validation: int
+    test: int
+    starting_run: str = ""  # id of the run whose final weights it starts from; "" is from scratch
+    consistency_weight: float = 1.0
+    batch_size: int = 128
+    seed: int = 0
+    dataset: str = "cifar10"
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kinds = (int, float) if field.type is float else field.type
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ValueError(f"{field.name} is {value!r}; it must be of type {field.type.__name__}.")
+            object.__setattr__(self, field.name, field.type(value))
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}; choose one of {', '.join(METHODS)}.")
+        for name in ("width", "labeled", "epochs", "batch_size", "test", "validation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("unlabeled", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be a positive number.")
+        if not (math.isfinite(self.consistency_weight) and self.consistency_weight >= 0):
+            raise ValueError(f"consistency_weight is {self.consistency_weight}; it must be 0 or a positive number.")
+        if (self.method in ("SemiCT", "SemiCTE")) != bool(self.starting_run):
+            raise ValueError(
+                f"{self.method} with starting_run={self.starting_run!r}: SemiCT and SemiCTE start from a run, the others not."
+            )
+
+    @property
+    def id(self):
+        """Name of the run: transform, method, and ten digits of a hash over all that is not default."""
+        told = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return f"{self.transform}-{self.method.lower()}-{digest[:10]}"
+
+    @property
+    def title(self):
+        """Short name for people, such as "SemiC, shift"."""
+        return f"{self.method}, {self.transform}"
+
+    @property
+    def pairs(self):
+        """Image pairs (an image and its transformed copy) that training passes through the network."""
+        return self.epochs * (self.labeled + self.unlabeled)
+
+
+def reachable(*roots):
+    """Find the functions, classes and constants that some functions' code leads to.
+
+    Follows the global names that the code uses, within the module of each root and, for functions
+    of this module, within this one; libraries are not entered.
+
+    Args:
+        *roots: functions or classes.
+
+    Returns:
+        dict of qualified name to object.
+    """
+    found, pending = {}, list(roots)
+    while pending:
+        thing = pending.pop()
+        thing = getattr(thing, "python_function", thing)
+        name = f"{thing.__module__}.{thing.__qualname__}"
+        if name in found:
+            continue
+        found[name] = thing
+        functions = (
+            [value for value in vars(thing).values() if inspect.isfunction(value)]
+            if inspect.isclass(thing)
+            else [thing]
+        )
+        for function in functions:
+            codes, names = [function.__code__], set()
+            while codes:
+                code = codes.pop()
+                names.update(code.co_names)
+                codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
+            scopes = [function.__globals__]
+            if any(function.__globals__.get(used) is sys.modules[__name__] for used in names):
+                scopes.append(globals())
+            for scope in scopes:
+                for used in sorted(names & scope.keys()):
+                    value = getattr(scope[used], "python_function", scope[used])
+                    if inspect.isfunction(value) or inspect.isclass(value):
+                        if value.__module__ in (thing.__module__, __name__):
+                            pending.append(value)
+                    elif isinstance(value, (int, float, str, tuple)):
+                        found[f"{thing.__module__}.{used}"] = value
+    return found
+
+
+def fingerprint(*roots):
+    """Digest of the method's code: of all that `reachable` finds, comments, docstrings and layout aside.
+
+    Args:
+        *roots: functions or classes that together make a run.
+
+    Returns:
+        str, eight hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, thing in sorted(reachable(*roots).items()):
+        if inspect.isfunction(thing):
+            source = _normalized_source(thing)
+        elif inspect.isclass(thing):
+            source = "\n".join(
+                _normalized_source(value) for _, value in sorted(vars(thing).items()) if inspect.isfunction(value)
+            )
+        else:
+            source = repr(thing)
+        digest.update(f"{name.split('.', 1)[1]}\n{source}\n".encode())
+    return digest.hexdigest()[:8]
+
+
+def _normalized_source(function):
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def training_batches(images, labels, batch_size, seed, first_epoch, epochs):
+    """Batches of the epochs `first_epoch` ... `epochs` - 1, each in an order of its own.
+
+    Order and transforms' seeds follow from (seed, epoch, step) alone, so a resumed run sees what an
+    unbroken one would have seen.
+
+    Args:
+        images: uint8 (n, height, width, channels).
+        labels: int32 (n,), -1 for unlabelled.
+        batch_size: images a step; an epoch's last batch holds what is left.
+        seed: of the run.
+        first_epoch: where to begin, from 0.
+        epochs: where to end.
+
+    Returns:
+        tf.data.Dataset of ({"images": float32 in 0 ... 1, "seed": int32 (2,)}, labels).
+    """
+    images, labels = tf.constant(images), tf.constant(labels)
+    base = tf.constant([seed, 0], tf.int32)
+
+    def one_epoch(epoch):
+        epoch_seed = tf.random.fold_in(base, epoch)
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(labels)), seed=epoch_seed)
+
+        def batch(step, indices):
+            inputs = {"images": to_unit_range(tf.gather(images, indices)), "seed": tf.random.fold_in(epoch_seed, step)}
+            return inputs, tf.gather(labels, indices)
+
+        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).enumerate().map(batch, num_parallel_calls=2)
+
+    return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(2)
+
+
+def evaluation_batches(images, labels):
+    """Batches for validation and test, with transforms that are the same at every call.
+
+    Args:
+        images: uint8 (n, height, width, channels).
+        labels: int32 (n,).
+
+    Returns:
+        tf.data.Dataset, elements as of `training_batches`.
+    """
+
+    def batch(step, pictures, classes):
+        return {"images": to_unit_range(pictures), "seed": tf.random.fold_in(EVALUATION_SEED, step)}, classes
+
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(EVALUATION_BATCH).enumerate()
+    return batches.map(lambda step, elements: batch(step, *elements)).prefetch(2)
+
+
+def to_unit_range(images):
+    """Turn uint8 pixels 0 ... 255 into float32 in 0 ... 1, the report's only preprocessing."""
+    return tf.cast(images, tf.float32) / 255
+
+
+def write_json(path, content):
+    """Write JSON whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1))
+    os.replace(partial, path)
+
+
+def save_weights(model, path):
+    """Write a Keras model's weights whole or not at all; of a compiled model, the optimizer's state too."""
+    partial = path.with_name("partial." + path.name)
+    model.save_weights(partial)
+    os.replace(partial, path)
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keep, after every epoch, what is needed to go on from there as if nothing had happened.
+
+    Dropout draws from a state that Keras does not save with the weights, so it is set anew, from
+    seed and epoch, at the beginning of each epoch.
+
+    Args:
+        folder: of the run.
+        seed: of the run.
+    """
+
+    def __init__(self, folder, seed):
+        super().__init__()
+        self.folder, self.seed = folder, seed
+        self.history, self.seconds = [], 0.0
+
+    def restore(self, model):
+        """Load the last finished epoch into `model`, if there is one.
+
+        Returns:
+            int, number of finished epochs.
+        """
+        self.set_model(model)
+        progress = self.folder / "progress.json"
+        if not progress.exists():
+            return 0
+        kept = json.loads(progress.read_text())
+        self.history, self.seconds = kept["history"], kept["seconds"]
+        model.load_weights(self._weights(len(self.history)))
+        return len(self.history)
+
+    def _weights(self, epoch):
+        return self.folder / f"epoch-{epoch:04d}.weights.h5"
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+        generators = [layer.seed_generator for layer in self.model.network.layers if hasattr(layer, "seed_generator")]
+        for number, generator in enumerate(generators):
+            state = tf.random.fold_in(tf.random.fold_in([self.seed, 1], epoch), number)
+            generator.state.assign(tf.cast(state, generator.state.dtype))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.history.append({name: float(value) for name, value in logs.items()})
+        self.seconds += time.perf_counter() - self.started
+        save_weights(self.model, self._weights(epoch + 1))
+        write_json(self.folder / "progress.json", {"history": self.history, "seconds": self.seconds})
+        self._weights(epoch).unlink(missing_ok=True)
+
+
+class LiveStatus(keras.callbacks.Callback):
+    """One table that is redrawn in place while a list of runs trains; silent outside a notebook.
+
+    Args:
+        numbers: for each run its number in the whole plan.
+        total: number of runs in the whole plan.
+        configurations: the runs.
+    """
+
+    def __init__(self, numbers, total, configurations):
+        super().__init__()
+        self.numbers, self.total, self.configurations = numbers, total, configurations
+        self.rows = [
+            (f"{number} of {total}", run.title, f"0 of {run.epochs}", "", "", "waiting")
+            for number, run in zip(numbers, configurations, strict=True)
+        ]
+        self.current, self.shown_at, self.trained_pairs, self.spent = 0, 0.0, 0, 0.0
+        self.handle = display(self.table(), display_id=True) if get_ipython() else None
+
+    def table(self):
+        """The present state as a `Table`."""
+        return Table(("experiment", "run", "epoch", "loss", "accuracy (validation)", ""), self.rows)
+
+    def start(self, index, finished_epochs):
+        """Run number `index` of the list begins, or goes on after `finished_epochs`."""
+        self.current, self.finished_epochs = index, finished_epochs
+        self.began, self.done, self.logs = time.perf_counter(), 0, {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.done += self.configurations[self.current].batch_size
+        if time.perf_counter() - self.shown_at > 1:
+            self.show(logs, self.time_left())
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.logs = logs
+        self.show(logs, self.time_left())
+
+    def time_left(self):
+        """Estimate for this list of runs from the steps taken so far, such as "3 min left"."""
+        spent = self.spent + time.perf_counter() - self.began
+        run = self.configurations[self.current]
+        rest = (
+            run.pairs * (1 - self.finished_epochs / run.epochs)
+            - self.done
+            + sum(run.pairs for run in self.configurations[self.current + 1 :])
+        )
+        seconds = max(rest, 0) * spent / (self.trained_pairs + self.done)
+        return f"{duration(seconds)} left"
+
+    def finish(self, record, note):
+        """The current run has ended with this record."""
+        self.trained_pairs += self.done
+        self.spent += time.perf_counter() - self.began
+        self.epoch = record["configuration"]["epochs"] - 1
+        self.show(record["history"][-1], note)
+
+    def show(self, logs, note):
+        """Redraw, with the current run's numbers."""
+        run, accuracy = (
+            self.configurations[self.current],
+            (logs or {}).get("val_accuracy", self.logs.get("val_accuracy")),
+        )
+        self.rows[self.current] = (
+            f"{self.numbers[self.current]} of {self.total}",
+            run.title,
+            f"{self.epoch + 1} of {run.epochs}",
+            f"{logs['loss']:.3f}",
+            "" if accuracy is None else f"{accuracy:.1%}",
+            note,
+        )
+        self.shown_at = time.perf_counter()
+        if self.handle:
+            self.handle.update(self.table())
+
+
+def duration(seconds):
+    """Say seconds as people do: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Runner:
+    """Trains the planned runs, each once, and keeps their records in a folder.
+
+    A run lives in `folder/<id>/<fingerprint>/`: a changed setting changes the first, changed code
+    of the method the second. `record.json` appears when the run is finished, `network.weights.h5`
+    shortly before.
+
+    Args:
+        data: Split.
+        build_model: function of (Configuration, transform) that returns the uncompiled model.
+        transforms: dict of name to transform.
+        plan: list of all the Configurations of the notebook, for "experiment k of n".
+        preset: name of the preset, noted in the records.
+        folder: where the runs live.
+    """
+
+    def __init__(self, data, build_model, transforms, plan, preset, folder="runs"):
+        self.data, self.build_model, self.transforms = data, build_model, transforms
+        self.plan, self.preset, self.folder = plan, preset, pathlib.Path(folder)
+
+    def fingerprint(self, configuration):
+        """Digest of the code that this run executes.
+
+        Raises:
+            ValueError: the run's transform is unknown.
+        """
+        if configuration.transform not in self.transforms:
+            raise ValueError(
+                f"The transform {configuration.transform!r} is unknown; known are {', '.join(self.transforms)}."
+            )
+        return fingerprint(self.build_model, self.transforms[configuration.transform])
+
+    def path(self, configuration):
+        """Folder of a run."""
+        return self.folder / configuration.id / self.fingerprint(configuration)
+
+    def record(self, configuration):
+        """Record of a finished run, or None."""
+        path = self.path(configuration) / "record.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def records(self):
+        """Records of those planned runs that are finished."""
+        return [record for record in map(self.record, self.plan) if record]
+
+    def model(self, configuration):
+        """A freshly initialised model, compiled, with the starting weights where the run has such.
+
+        Raises:
+            FileNotFoundError: the run it starts from is not finished.
+        """
+        keras.utils.set_random_seed(configuration.seed)
+        transform = self.transforms[configuration.transform]
+        model = self.build_model(configuration, transform)
+        python_callback = elasticdeform_warp in reachable(self.build_model, transform).values()
+        model.compile(
+            optimizer=keras.optimizers.Adam(learning_rate=configuration.learning_rate),
+            jit_compile=False if python_callback else "auto",
+        )
+        model.optimizer.build(model.trainable_variables)
+        if configuration.starting_run:
+            start = self.folder / configuration.starting_run / self.fingerprint(configuration)
+            if not (start / "record.json").exists():
+                raise FileNotFoundError(
+                    f"{configuration.title} starts from the run {start}, which is not finished: train step one first."
+                )
+            model.network.load_weights(start / "network.weights.h5")
+        return model
+
+    def train(self, configurations):
+        """Train those of these runs that are not finished, one after the other.
+
+        Args:
+            configurations: list of Configuration, all of them in the plan.
+
+        Returns:
+            list of records, in the same order.
+        """
+        status = LiveStatus([self.plan.index(run) + 1 for run in configurations], len(self.plan), configurations)
+        records = []
+        for index, configuration in enumerate(configurations):
+            record, note = self.record(configuration), "kept from before"
+            status.start(index, configuration.epochs if record else 0)
+            if record is None:
+                record = self._train(configuration, status, index)
+                note = f"trained in {duration(record['seconds'])}"
+            status.finish(record, note)
+            records.append(record)
+        return records
+
+    def _train(self, configuration, status, index):
+        folder = self.path(configuration)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.model(configuration)
+        checkpoint = Checkpoint(folder, configuration.seed)
+        finished_epochs = checkpoint.restore(model)
+        status.start(index, finished_epochs)
+        images, labels = self.data.training_pool(configuration)
+        validation = slice(configuration.validation)
+        if finished_epochs < configuration.epochs:
+            model.fit(
+                training_batches(
+                    images, labels, configuration.batch_size, configuration.seed, finished_epochs, configuration.epochs
+                ),
+                initial_epoch=finished_epochs,
+                epochs=configuration.epochs,
+                steps_per_epoch=math.ceil(len(labels) / configuration.batch_size),
+                validation_data=evaluation_batches(
+                    self.data.validation_images[validation], self.data.validation_labels[validation]
+                ),
+                callbacks=[checkpoint, status],
+                verbose=0,
+            )
+        test = slice(configuration.test)
+        metrics = model.evaluate(
+            evaluation_batches(self.data.test_images[test], self.data.test_labels[test]), return_dict=True, verbose=0
+        )
+        save_weights(model.network, folder / "network.weights.h5")
+        record = {
+            "id": configuration.id,
+            "fingerprint": folder.name,
+            "preset": self.preset,
+            "configuration": dataclasses.asdict(configuration),
+            "metrics": {name: float(metrics[name]) for name in METRICS},
+            "history": checkpoint.history,
+            "seconds": checkpoint.seconds,
+            "environment": environment(),
+            "date": datetime.date.today().isoformat(),
+        }
+        write_json(folder / "record.json", record)
+        return record
+
+
+# ---------------------------------------------------------------------------------- tables
+
+# Table 1 of the report, as printed: total, supervised and consistency loss, then the accuracy
+# ("Sup") and how often both predictions agree ("Cons"). Its last method is called SemiTCE there.
+REPORT_TABLE = {
+    ("noise", "Supervised"): (None, 2.26, None, 0.639, None),
+    ("noise", "SemiC"): (1.72, 1.69, 0.03, 0.611, 0.934),
+    ("noise", "SemiCT"): (14.5, 14.5, 0.0, 0.001, 1.0),
+    ("noise", "SemiCTE"): (1.491, 1.455, 0.036, 0.649, 0.931),
+    ("shift", "Supervised"): (None, 2.11, None, 0.683, None),
+    ("shift", "SemiC"): (0.84, 0.76, 0.08, 0.748, 0.887),
+    ("shift", "SemiCT"): (0.76, 0.70, 0.07, 0.773, 0.890),
+    ("shift", "SemiCTE"): (0.793, 0.723, 0.07, 0.762, 0.900),
+    ("rotation", "Supervised"): (None, 2.84, None, 0.667, None),
+    ("rotation", "SemiC"): (1.53, 1.44, 0.09, 0.756, 0.932),
+    ("rotation", "SemiCT"): (14.5, 14.5, 0.0, 0.001, 1.0),
+    ("rotation", "SemiCTE"): (1.7, 1.283, 0.417, 0.713, 0.819),
+}
+COLUMNS = ("Total loss", "Supervised loss", "Consistency loss", "Accuracy", "Agreement")
+RUN_COLUMNS = (
+    *(
+        "id",
+        "fingerprint",
+        "recipe",
+        "preset",
+        "dataset",
+        "transform",
+        "method",
+        "seed",
+        "width",
+        "epochs",
+        "labeled",
+        "unlabeled",
+    ),
+    *("learning_rate", "consistency_weight", "starting_run", "validation", "test"),
+    *METRICS,
+    *("seconds", "device", "cores", "python", "tensorflow", "keras", "numpy", "elasticdeform", "date"),
+)
+
+
+class Table:
+    """A small table that notebooks show as HTML and everything else as text.
+
+    Args:
+        header: column titles.
+        rows: sequences of cells, turned into text as they are.
+        caption: one line above the table.
+    """
+
+    def __init__(self, header, rows, caption=""):
+        self.header, self.rows, self.caption = tuple(header), rows, caption
+
+    def _repr_html_(self):
+        def line(cells, tag):
+            return (
+                "<tr>"
+                + "".join(f'<{tag} style="text-align:left">{html.escape(str(cell))}</{tag}>' for cell in cells)
+                + "</tr>"
+            )
+
+        caption = f'<caption style="text-align:left">{html.escape(self.caption)}</caption>' if self.caption else ""
+        body = "\n".join(line(row, "td") for row in self.rows)
+        return f"<table>{caption}<thead>{line(self.header, 'th')}</thead>\n<tbody>\n{body}\n</tbody></table>"
+
+    def __repr__(self):
+        rows = [[str(cell) for cell in row] for row in (self.header, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join(filter(None, [self.caption, *lines]))
+
+
+def table_1(rows, sources=""):
+    """Table 1 of the report, each of its numbers beside ours.
+
+    Args:
+        rows: dict of (transform, method) to metrics, as in a record or a row of `results/runs.csv`.
+        sources: what the caption says of where our numbers come from.
+
+    Returns:
+        Table; a cell reads "report | ours". ▲ and ▼ mark an accuracy of ours that is at least three
+        points above or below the report's.
+    """
+    lines = []
+    for (transform, method), printed in REPORT_TABLE.items():
+        ours = rows.get((transform, method))
+        cells = []
+        for column, (theirs, metric) in enumerate(zip(printed, METRICS, strict=False)):
+            percent = column > 2
+            form = "{:.1%}" if percent else "{:.3g}"
+            measured = form.format(float(ours[metric])) if ours else "not run"
+            if percent and ours and theirs is not None and abs(float(ours[metric]) - theirs) >= 0.03:
+                measured += " ▲" if float(ours[metric]) > theirs else " ▼"
+            cells.append(f"{'–' if theirs is None else form.format(theirs)} | {measured}")
+        lines.append((transform, method, *cells))
+    return Table(("Transform", "Method", *(f"{name}: report | ours" for name in COLUMNS)), lines, sources)
+
+
+class Evidence:
+    """Looks numbers up in records for the claims, and remembers which it was asked for.
+
+    Args:
+        records: dict of (transform, method) to record, or to None where the run was not made.
+    """
+
+    def __init__(self, records):
+        self.records, self.seen = records, {}
+
+    def _record(self, transform, method):
+        record = self.records.get((transform, method))
+        if record is None:
+            raise NotRun(f"{method} for {transform}")
+        return record
+
+    def accuracy(self, transform, method):
+        """Test accuracy over images and copies, a fraction; raises NotRun."""
+        value = self._record(transform, method)["metrics"]["accuracy"]
+        self.seen[transform, method] = f"{method}, {transform}: {value:.1%}"
+        return value
+
+    def agreement(self, transform, method):
+        """How often both predictions agree on the test images, a fraction; raises NotRun."""
+        value = self._record(transform, method)["metrics"]["consistency"]
+        self.seen[transform, method, "agreement"] = f"agreement {value:.1%}"
+        return value
+
+    def curve(self, transform, method, metric):
+        """A metric's values by epoch; raises NotRun."""
+        values = [epoch[metric] for epoch in self._record(transform, method)["history"]]
+        self.seen[transform, method, metric] = f"{metric}, {transform}: lowest {min(values):.2f}, last {values[-1]:.2f}"
+        return values
+
+
+class NotRun(LookupError):
+    """A claim needs a run that was not made."""
+
+
+def check_claims(claims, records, caption):
+    """Tick or cross each claim by the records.
+
+    A difference of accuracies counts above two standard errors of the difference of two proportions
+    near 0.5 on the test images.
+
+    Args:
+        claims: function of (Evidence, margin) to dict of claim to a function that judges it.
+        records: as for `Evidence`.
+        caption: of the table.
+
+    Returns:
+        Table of claim, verdict (✓, ✗, or · where a run is missing) and the numbers it rests on.
+    """
+    found = Evidence(records)
+    images = [record["configuration"]["test"] for record in records.values() if record]
+    margin = 2 * math.sqrt(2 * 0.25 / min(images, default=1))
+    rows = []
+    for claim, judge in claims(found, margin).items():
+        found.seen = {}
+        try:
+            verdict = "✓" if judge() else "✗"
+        except NotRun as missing:
+            verdict = f"· (not run: {missing})"
+        rows.append((claim, verdict, "; ".join(found.seen.values())))
+    return Table(("the report says", "here", "by"), rows, f"{caption} (a difference counts above {margin:.1%})")
+
+
+def run_row(record):
+    """One row of `results/runs.csv` from a run's record: dict of column to value."""
+    everything = {**record["environment"], **record["metrics"], **record["configuration"], **record}
+    return {"recipe": "reported"} | {column: everything[column] for column in RUN_COLUMNS if column in everything}
+
+
+def publish(records, folder="results"):
+    """Add finished runs to the records that ship: `runs.csv`, a row a run, and `curves.csv`, a row an epoch.
+
+    A run that is there already (same id and fingerprint) is replaced.
+
+    Args:
+        records: of finished runs.
+        folder: where the two files are.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(exist_ok=True)
+    curves = [
+        {
+            "id": record["id"],
+            "fingerprint": record["fingerprint"],
+            "epoch": epoch + 1,
+            "metric": name,
+            "value": f"{value:.6g}",
+        }
+        for record in records
+        for epoch, values in enumerate(record["history"])
+        for name, value in values.items()
+    ]
+    new = {(record["id"], record["fingerprint"]) for record in records}
+    for name, columns, rows in (
+        ("runs.csv", RUN_COLUMNS, [run_row(record) for record in records]),
+        ("curves.csv", ("id", "fingerprint", "epoch", "metric", "value"), curves),
+    ):
+        kept = [row for row in read_csv(folder / name) if (row["id"], row["fingerprint"]) not in new]
+        partial = folder / f"{name}.partial"
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept + rows)
+        os.replace(partial, folder / name)
+
+
+def read_csv(path):
+    """Rows of a CSV file as dicts of str; none where there is no such file."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --------------------------------------------------------------------------------- figures
+
+plt.rcParams.update({"figure.dpi": 100, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def show_classes(data):
+    """Bar chart of the ten classes in each subset (section 2)."""
+    figure, axes = plt.subplots(1, 4, figsize=(12, 3), layout="constrained", sharey=True)
+    for axis, (subset, counts) in zip(axes, data.class_counts.items(), strict=True):
+        axis.barh(data.classes, counts / max(counts.sum(), 1), color="#0072B2")
+        axis.set(title=f"{subset}: {counts.sum():,} images", xlabel="share of the subset")
+        axis.axvline(0.1, color="black", linewidth=0.8, linestyle=":")
+    axes[0].invert_yaxis()
+    figure.suptitle(f"The classes are nearly, not exactly, balanced{data.caption}")
+    return _shown(figure)
+
+
+def show_transform(images, transformed, title):
+    """Ten images over their transformed copies (Figures 3, 4 and 5): float (10, h, w, 3), 0 ... 1."""
+    figure, axes = plt.subplots(2, 10, figsize=(12, 2.9), layout="constrained")
+    for row, (pictures, name) in enumerate(((images, "image"), (transformed, "copy"))):
+        for column, picture in enumerate(np.clip(pictures, 0, 1)):
+            axes[row, column].imshow(picture)
+            axes[row, column].set(xticks=[], yticks=[])
+        axes[row, 0].set_ylabel(name)
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def transform_preview(images, transforms, strengths):
+    """Controls that show a transform at a strength of one's choice, live.
+
+    Args:
+        images: uint8 (10, h, w, 3).
+        transforms: dict of name to transform.
+        strengths: dict of name to (label, greatest value, the report's value).
+
+    Returns:
+        a widget.
+    """
+    choice = widgets.Dropdown(options=list(transforms), description="transform")
+    strength = widgets.FloatSlider(
+        value=1.0, min=0.0, max=2.0, step=0.05, description="x report's", continuous_update=False
+    )
+    draw = widgets.BoundedIntText(value=0, min=0, max=9999, description="draw")
+
+    def show(name, factor, number):
+        unit, value = strengths[name]
+        copies = transforms[name](to_unit_range(images), tf.constant([number, 0]), factor * value)
+        plt.show(show_transform(images / 255, copies.numpy(), f"{name}, {unit} {factor * value:.3g}"))
+
+    pictures = widgets.interactive_output(show, {"name": choice, "factor": strength, "number": draw})
+    return widgets.VBox([widgets.HBox([choice, strength, draw]), pictures])
+
+
+def stagnation_epoch(history):
+    """Epoch (from 1) from which on the validation accuracy gains less than a point, smoothed over five epochs."""
+    accuracy = np.array([epoch["val_accuracy"] for epoch in history])
+    smooth = np.array([accuracy[max(0, k - 2) : k + 3].mean() for k in range(len(accuracy))])
+    return int(np.argmax(smooth >= smooth.max() - 0.01)) + 1
+
+
+def show_curves(records, title, mark_stagnation=False):
+    """Losses and accuracies by epoch, training and validation, a column a record (Figure 6)."""
+    figure, axes = plt.subplots(
+        2, len(records), figsize=(4.2 * len(records), 5.5), layout="constrained", squeeze=False, sharey="row"
+    )
+    for column, record in enumerate(records):
+        history, configuration = record["history"], record["configuration"]
+        epochs = np.arange(1, len(history) + 1)
+        for row, (metric, unit) in enumerate((("loss", "loss (nats)"), ("accuracy", "accuracy"))):
+            axis = axes[row, column]
+            for prefix, style, name in (("", "--", "training"), ("val_", "-", "validation")):
+                values = [epoch[prefix + metric] for epoch in history]
+                axis.plot(
+                    epochs,
+                    values,
+                    style,
+                    color=COLORS[configuration["method"]],
+                    label=name,
+                    marker="." if len(epochs) < 3 else None,
+                )
+            if mark_stagnation:
+                axis.axvline(
+                    stagnation_epoch(history),
+                    color="gray",
+                    linestyle=":",
+                    label=f"stagnates: epoch {stagnation_epoch(history)}",
+                )
+            axis.set(xlabel="epoch", ylabel=unit if column == 0 else "")
+        axes[0, column].set_title(f"{configuration['method']}, {configuration['transform']}")
+        axes[1, column].legend(frameon=False, fontsize=9)
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def show_accuracy(rows, title):
+    """Accuracy by transform and method, report against ours (`rows` as for `table_1`)."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", sharey=True)
+    for axis, transform in zip(axes, ("noise", "shift", "rotation"), strict=True):
+        for place, method in enumerate(METHODS):
+            theirs, ours = REPORT_TABLE[transform, method][3], rows.get((transform, method))
+            axis.bar(place - 0.2, theirs, 0.38, facecolor="white", edgecolor=COLORS[method], hatch="//")
+            axis.text(place - 0.2, theirs + 0.01, f"{theirs:.1%}", ha="center", fontsize=8)
+            if ours:
+                axis.bar(place + 0.2, float(ours["accuracy"]), 0.38, color=COLORS[method])
+                axis.text(
+                    place + 0.2,
+                    float(ours["accuracy"]) + 0.01,
+                    f"{float(ours['accuracy']):.1%}",
+                    ha="center",
+                    fontsize=8,
+                )
+        axis.axhline(0.1, color="gray", linestyle=":", linewidth=1)
+        axis.set(title=transform, xticks=range(4), ylim=(0, 1))
+        axis.set_xticks(range(4), METHODS, fontsize=9)
+    axes[0].set_ylabel("test accuracy, image and copy")
+    axes[0].text(-0.45, 0.115, "chance", fontsize=8, color="gray")
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def _shown(figure):
+    plt.close(figure)  # the cell shows what it returns; an open figure would be shown a second time
+    return figure
