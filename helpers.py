@@ -8,6 +8,7 @@ runs that can be resumed, tables, figures and widgets.
 """
 
 import ast
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -27,13 +28,39 @@ import types
 
 import elasticdeform
 import ipywidgets as widgets
-import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.ndimage
-import tensorflow as tf
 from IPython import get_ipython
 from IPython.display import display
+
+
+@contextlib.contextmanager
+def _start_up_messages_hidden():
+    """Keep TensorFlow's page on processors and absent GPUs out of the notebook.
+
+    It goes straight to file descriptor 2. Set TF_CPP_MIN_LOG_LEVEL=0 to see it.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "") == "0":
+        yield
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+with _start_up_messages_hidden():
+    import keras
+    import tensorflow as tf
+
+    tf.config.list_physical_devices()
+tf.get_logger().setLevel("ERROR")  # its warnings on retracing mean nothing where every run has a model of its own
 
 METHODS = ("Supervised", "SemiC", "SemiCT", "SemiCTE")
 METRICS = (
@@ -402,7 +429,7 @@ def _spline_prefilter(length):
     return scipy.ndimage.spline_filter1d(np.eye(length), axis=0, order=3, mode="mirror").astype(np.float32)
 
 
-@tf.function(jit_compile=True, reduce_retracing=True)
+@tf.function(jit_compile=True)
 def cubic_warp(images, maps):
     """Warp each image by its own affine map, by cubic splines, 0 where the map leaves the picture.
 
@@ -510,11 +537,12 @@ def compare_warps(images, maps, repeats=5):
 # --------------------------------------------------------------------------------- network
 
 
-class FusedBatchNormalization(keras.layers.BatchNormalization):
+class BatchNormalization(keras.layers.BatchNormalization):
     """Keras's batch normalisation, with TensorFlow's fused op while it trains.
 
     Keras 3 takes several passes over memory for what this op does in one. Variables, moving
-    averages, saved weights and everything at inference are those of the parent class.
+    averages, saved weights (in which the name of the class stands, so it has the parent's) and
+    everything at inference are those of the parent class.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -584,7 +612,7 @@ class Configuration:
             raise ValueError(f"consistency_weight is {self.consistency_weight}; it must be 0 or a positive number.")
         if (self.method in ("SemiCT", "SemiCTE")) != bool(self.starting_run):
             raise ValueError(
-                f"{self.method} with starting_run={self.starting_run!r}: SemiCT and SemiCTE start from a run, the others not."
+                f"{self.method} with starting_run={self.starting_run!r}: only SemiCT and SemiCTE start from a run."
             )
 
     @property
@@ -970,12 +998,11 @@ class Runner:
         status = LiveStatus([self.plan.index(run) + 1 for run in configurations], len(self.plan), configurations)
         records = []
         for index, configuration in enumerate(configurations):
-            record, note = self.record(configuration), "kept from before"
+            record, note = self.record(configuration), "kept, "
             status.start(index, configuration.epochs if record else 0)
             if record is None:
-                record = self._train(configuration, status, index)
-                note = f"trained in {duration(record['seconds'])}"
-            status.finish(record, note)
+                record, note = self._train(configuration, status, index), ""
+            status.finish(record, f"{note}trained in {duration(record['seconds'])}")
             records.append(record)
         return records
 
@@ -1000,6 +1027,7 @@ class Runner:
                     self.data.validation_images[validation], self.data.validation_labels[validation]
                 ),
                 callbacks=[checkpoint, status],
+                shuffle=False,  # the batches come in the epoch's own order
                 verbose=0,
             )
         test = slice(configuration.test)
@@ -1267,13 +1295,27 @@ def show_transform(images, transformed, title):
     return _shown(figure)
 
 
-def transform_preview(images, transforms, strengths):
+def sample_pictures(data):
+    """Ten pictures for the figures that show pictures: the first labelled ones.
+
+    With REPRODUCTION_PICTURES=generated they are generated shapes instead, and say so: thus the
+    notebook can be saved without an image of CIFAR-10 in it.
+
+    Returns:
+        namespace of `images`, uint8 (10, h, w, 3), and `caption`, to be added to titles.
+    """
+    if os.environ.get("REPRODUCTION_PICTURES") == "generated" and data.name == "cifar10":
+        (images, _), _ = generate_shapes(train=10, test=1)
+        return types.SimpleNamespace(images=images, caption=" — generated pictures; run it to see CIFAR-10's")
+    return types.SimpleNamespace(images=data.labeled_images[:10], caption=data.caption)
+
+
+def transform_preview(pictures, transforms):
     """Controls that show a transform at a strength of one's choice, live.
 
     Args:
-        images: uint8 (10, h, w, 3).
-        transforms: dict of name to transform.
-        strengths: dict of name to (label, greatest value, the report's value).
+        pictures: as of `sample_pictures`.
+        transforms: dict of name to transform, whose third parameter is its strength, with the report's as default.
 
     Returns:
         a widget.
@@ -1285,12 +1327,17 @@ def transform_preview(images, transforms, strengths):
     draw = widgets.BoundedIntText(value=0, min=0, max=9999, description="draw")
 
     def show(name, factor, number):
-        unit, value = strengths[name]
-        copies = transforms[name](to_unit_range(images), tf.constant([number, 0]), factor * value)
-        plt.show(show_transform(images / 255, copies.numpy(), f"{name}, {unit} {factor * value:.3g}"))
+        parameter = list(inspect.signature(transforms[name]).parameters.values())[2]
+        value = factor * parameter.default
+        copies = transforms[name](to_unit_range(pictures.images), [number, 0], value)
+        display(
+            show_transform(
+                pictures.images / 255, copies.numpy(), f"{name}, {parameter.name} {value:.3g}{pictures.caption}"
+            )
+        )
 
-    pictures = widgets.interactive_output(show, {"name": choice, "factor": strength, "number": draw})
-    return widgets.VBox([widgets.HBox([choice, strength, draw]), pictures])
+    shown = widgets.interactive_output(show, {"name": choice, "factor": strength, "number": draw})
+    return widgets.VBox([widgets.HBox([choice, strength, draw]), shown])
 
 
 def stagnation_epoch(history):
@@ -1328,6 +1375,7 @@ def show_curves(records, title, mark_stagnation=False):
                     label=f"stagnates: epoch {stagnation_epoch(history)}",
                 )
             axis.set(xlabel="epoch", ylabel=unit if column == 0 else "")
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axes[0, column].set_title(f"{configuration['method']}, {configuration['transform']}")
         axes[1, column].legend(frameon=False, fontsize=9)
     figure.suptitle(title)
@@ -1355,7 +1403,9 @@ def show_accuracy(rows, title):
         axis.set(title=transform, xticks=range(4), ylim=(0, 1))
         axis.set_xticks(range(4), METHODS, fontsize=9)
     axes[0].set_ylabel("test accuracy, image and copy")
-    axes[0].text(-0.45, 0.115, "chance", fontsize=8, color="gray")
+    axes[0].annotate(
+        "chance", (1, 0.1), (4, -3), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8
+    )
     figure.suptitle(title)
     return _shown(figure)
 

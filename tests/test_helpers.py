@@ -1,0 +1,484 @@
+"""The plumbing: data, splits, warps, layers, identity of runs, tables, figures, widgets."""
+
+import dataclasses
+import importlib.util
+import json
+import types
+
+import elasticdeform
+import keras
+import matplotlib.pyplot as plt
+import notebook
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import helpers
+
+# ---------------------------------------------------------------------------- environment, settings
+
+
+def test_environment_names_device_and_versions(capsys):
+    found = helpers.environment()
+    assert found["tensorflow"] == tf.__version__ and found["device"] and all(found.values())
+    helpers.print_environment()
+    printed = capsys.readouterr().out
+    assert found["keras"] in printed and ("Change runtime type" in printed) == (found["gpu"] == "no")
+
+
+def test_untouched_controls_give_the_settings_of_the_report(method, monkeypatch):
+    monkeypatch.delenv("REPRODUCTION_PRESET", raising=False)
+    controls = helpers.settings_controls(method.PRESETS, list(method.TRANSFORMS))
+    settings = helpers.read_settings(controls, method.PRESETS)
+    assert vars(settings) == vars(notebook.preset_settings(method, "quick"))
+
+
+def test_a_moved_control_is_read(method, monkeypatch):
+    monkeypatch.setenv("REPRODUCTION_PRESET", "smoke")
+    controls = helpers.settings_controls(method.PRESETS, list(method.TRANSFORMS))
+    controls.preset.value, controls.learning_rate.value, controls.transforms.value = "paper", 1e-2, ("shift",)
+    settings = helpers.read_settings(controls, method.PRESETS)
+    assert (settings.width, settings.learning_rate, settings.transforms) == (96, 1e-2, ("shift",))
+    controls.transforms.value = ()
+    with pytest.raises(ValueError, match="at least one"):
+        helpers.read_settings(controls, method.PRESETS)
+
+
+def test_the_environment_variable_must_name_a_preset(method, monkeypatch):
+    monkeypatch.setenv("REPRODUCTION_PRESET", "huge")
+    with pytest.raises(ValueError, match="huge.*smoke"):
+        helpers.settings_controls(method.PRESETS, ["noise"])
+
+
+# -------------------------------------------------------------------------------------------- data
+
+
+def save_cifar(path, **changes):
+    """A file of CIFAR-10's shape, of zeros."""
+    arrays = {
+        "x_train": np.zeros((50000, 32, 32, 3), np.uint8),
+        "y_train": np.zeros((50000, 1), np.uint8),
+        "x_test": np.zeros((10000, 32, 32, 3), np.uint8),
+        "y_test": np.zeros((10000, 1), np.uint8),
+    }
+    np.savez_compressed(path, **{name: array for name, array in (arrays | changes).items() if array is not None})
+
+
+def test_cifar10_from_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "cifar.npz"
+    save_cifar(path, y_test=np.full((10000, 1), 7, np.uint8))
+    monkeypatch.setenv("CIFAR10_NPZ", str(path))
+    (images, labels), (test_images, test_labels) = helpers.load_cifar10()
+    assert images.shape == (50000, 32, 32, 3) and labels.shape == (50000, 1)
+    assert test_images.shape == (10000, 32, 32, 3) and test_labels.max() == 7
+    assert helpers.load_data("paper")[0] == "cifar10"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"x_train": None}, "x_train"),
+        ({"x_train": np.zeros((5, 32, 32, 3), np.uint8)}, "x_train"),
+        ({"x_test": np.zeros((10000, 32, 32, 3), np.float32)}, "x_test.*float32"),
+        ({"y_train": np.full((50000, 1), 10, np.uint8)}, "label 10"),
+        ({"y_test": np.array([{"a": 1}], dtype=object)}, "readable"),
+    ],
+)
+def test_another_file_is_refused(tmp_path, changes, message):
+    save_cifar(tmp_path / "bad.npz", **changes)
+    with pytest.raises(ValueError, match=message):
+        helpers.load_cifar10(tmp_path / "bad.npz")
+
+
+def test_a_missing_file_and_a_damaged_one_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
+        helpers.load_cifar10(tmp_path / "nowhere.npz")
+    (tmp_path / "half.npz").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ValueError, match=r"half\.npz"):
+        helpers.load_cifar10(tmp_path / "half.npz")
+
+
+def test_without_cifar10_small_presets_use_shapes_and_large_ones_stop(monkeypatch, capsys):
+    def no_network():
+        raise Exception("URL fetch failure")
+
+    monkeypatch.delenv("CIFAR10_NPZ", raising=False)
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", no_network)
+    name, ((images, labels), _) = helpers.load_data("quick")
+    assert name == "shapes" and images.dtype == np.uint8 and set(labels[:, 0]) == set(range(10))
+    assert "GENERATED SHAPES" in capsys.readouterr().out
+    with pytest.raises(OSError, match=r"three ways.*CIFAR10_NPZ.*load_cifar10"):
+        helpers.load_data("paper")
+
+
+def test_generated_shapes_repeat_and_can_be_told_apart(shapes):
+    (images, labels), _ = shapes
+    np.testing.assert_array_equal(images, helpers.generate_shapes(train=1200, test=300)[0][0])
+    assert images.shape == (1200, 32, 32, 3) and images.min() == 0 and images.max() == 255
+    # With the colours taken away, the average picture of a class still says which one it is.
+    edges = np.abs(images.astype(float).mean(-1) - images.astype(float).mean((1, 2, 3))[:, None, None])
+    centers = np.stack([edges[labels[:, 0] == k].mean(0) for k in range(10)])
+    assert min(np.abs(a - b).max() for i, a in enumerate(centers) for b in centers[i + 1 :]) > 5
+
+
+def test_split_takes_the_ranges_of_the_report(method):
+    sizes = notebook.preset_settings(method, "paper")
+    positions = np.arange(50000)
+    images = np.stack([positions // 256 % 256, positions % 256], -1).astype(np.uint8)[:, None, None]
+    arrays = (images, (positions % 10).astype(np.uint8)[:, None]), (images[:10000], np.zeros((10000, 1), np.uint8))
+    ranges = {"labeled": (0, 4000), "unlabeled": (4000, 49000), "validation": (49000, 50000)}
+    cut = helpers.split("cifar10", arrays, ranges, sizes)
+    np.testing.assert_array_equal(cut.labeled_images, images[:4000])
+    np.testing.assert_array_equal(cut.unlabeled_images, images[4000:49000])
+    np.testing.assert_array_equal(cut.validation_images, images[49000:])
+    np.testing.assert_array_equal(cut.labeled_labels, positions[:4000] % 10)
+    assert [field.name for field in dataclasses.fields(cut) if "labels" in field.name] == [
+        "labeled_labels",
+        "validation_labels",
+        "test_labels",
+    ]
+    assert "45,000" in repr(helpers.split_table(cut, ranges))
+
+
+def test_a_smaller_preset_takes_the_first_images(method, shapes, data):
+    np.testing.assert_array_equal(data.unlabeled_images, shapes[0][0][400:480])
+    np.testing.assert_array_equal(data.labeled_labels, shapes[0][1][:96, 0])
+
+
+def test_overlapping_ranges_are_refused(shapes, tiny):
+    with pytest.raises(ValueError, match="overlap"):
+        helpers.split(
+            "shapes", shapes, {"labeled": (0, 400), "unlabeled": (399, 1000), "validation": (1000, 1200)}, tiny
+        )
+
+
+def test_the_training_pool_hides_labels(method, data, tiny):
+    run = method.plan("SemiC", "noise", tiny, "shapes")
+    images, labels = data.training_pool(run)
+    assert len(images) == len(labels) == 176
+    np.testing.assert_array_equal(labels[:96], data.labeled_labels)
+    assert (labels[96:] == -1).all()
+    with pytest.raises(ValueError, match="97 labelled.*96"):
+        data.training_pool(dataclasses.replace(run, labeled=97))
+
+
+# -------------------------------------------------------------------------------------- transforms
+
+
+def random_maps(random, count, spread):
+    """Affine maps near the identity: (count, 2, 3)."""
+    return np.eye(2, 3) + random.normal(size=(count, 2, 3)) * np.array([spread, spread, 40 * spread])
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (20, 31, 1), (5, 40, 2)])
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.3])
+def test_cubic_warp_is_elasticdeform(random, shape, spread):
+    images = tf.constant(random.random((7, *shape), dtype=np.float32))
+    maps = tf.constant(random_maps(random, 7, spread))
+    np.testing.assert_allclose(helpers.cubic_warp(images, maps), helpers.elasticdeform_warp(images, maps), atol=1e-5)
+
+
+def test_whole_pixel_shifts_keep_the_border(random):
+    images = tf.constant(random.random((3, 32, 32, 3), dtype=np.float32))
+    maps = np.tile(np.eye(2, 3), (3, 1, 1))
+    maps[:, :, 2] = [[4, -3], [-10, 0], [31, 31]]
+    warped = helpers.cubic_warp(images, tf.constant(maps)).numpy()
+    np.testing.assert_allclose(warped[0, :28, 3:], images[0, 4:, :29], atol=1e-5)
+    np.testing.assert_allclose(warped[1, 10:], images[1, :22], atol=1e-5)
+    np.testing.assert_allclose(warped[2, 0, 0], images[2, 31, 31], atol=1e-5)
+    assert np.count_nonzero(warped[2].any(-1)) == 1 and not warped[1, :10].any()
+
+
+def test_gradient_of_cubic_warp_is_that_of_elasticdeform(random):
+    images = tf.constant(random.random((3, 16, 16, 2), dtype=np.float32))
+    maps = random_maps(random, 3, 0.1)
+    upstream = random.normal(size=(3, 16, 16, 2)).astype(np.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        product = tf.reduce_sum(helpers.cubic_warp(images, tf.constant(maps)) * upstream)
+    gradient = tape.gradient(product, images).numpy()
+    for index in range(3):
+        forward = np.linalg.inv(np.vstack([maps[index], [0, 0, 1]]))
+        expected = elasticdeform.deform_grid_gradient(
+            upstream[index], np.zeros((2, 2, 2)), order=3, mode="constant", axis=(0, 1), affine=forward
+        )
+        np.testing.assert_allclose(gradient[index], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_cubic_warp_keeps_the_type(random, dtype):
+    images = tf.constant(random.random((2, 16, 16, 3), dtype=np.float32))
+    maps = tf.constant(random_maps(random, 2, 0.1))
+    low = helpers.cubic_warp(tf.cast(images, dtype), maps)
+    assert low.dtype == dtype
+    np.testing.assert_allclose(tf.cast(low, tf.float32), helpers.cubic_warp(images, maps), atol=0.05)
+
+
+def test_the_comparison_of_warps_counts_both(method, random):
+    images = tf.constant(random.random((4, 32, 32, 3), dtype=np.float32))
+    table = helpers.compare_warps(images, method.rotation_maps(tf.zeros([4], tf.float64), 32, 32), repeats=2)
+    assert float(table.rows[1][2]) < 1e-5 and float(table.rows[0][1]) > 0
+
+
+# ----------------------------------------------------------------------------------------- network
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_fused_normalization_does_what_keras_does(random, policy):
+    inputs = tf.constant(random.normal(2.0, 3.0, (6, 8, 8, 5)).astype(np.float32))
+    results = []
+    for kind in (keras.layers.BatchNormalization, helpers.BatchNormalization):
+        layer = kind(dtype=keras.DTypePolicy(policy))
+        layer.build(inputs.shape)
+        layer.set_weights([random.__class__(random.bit_generator.__class__(k)).normal(1, 0.1, 5) for k in range(4)])
+        values = tf.cast(inputs, layer.compute_dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            outputs = layer(values, training=True)
+            loss = tf.reduce_sum(tf.cast(outputs, tf.float32) ** 3)
+        gradients = tape.gradient(loss, [values, *layer.trainable_variables])
+        results.append([outputs, layer(values, training=False), *gradients, *layer.get_weights()])
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        ours, theirs = (np.asarray(tf.cast(value, tf.float32)) for value in (ours, theirs))
+        scale = max(1.0, np.abs(theirs).max())
+        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5 if policy == "float32" else 2e-2)
+
+
+def test_fused_normalization_loads_what_keras_saved(tmp_path, random):
+    def network(kind):
+        inputs = keras.Input((4, 4, 3))
+        return keras.Model(inputs, kind(name="normalization")(inputs))
+
+    saved, loaded = network(keras.layers.BatchNormalization), network(helpers.BatchNormalization)
+    saved.set_weights([random.normal(1, 0.1, 3) for _ in range(4)])
+    saved.save_weights(tmp_path / "a.weights.h5")
+    loaded.load_weights(tmp_path / "a.weights.h5")
+    for ours, theirs in zip(loaded.get_weights(), saved.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# -------------------------------------------------------------------------------- identity of runs
+
+
+@pytest.fixture
+def run(method, tiny):
+    return method.plan("SemiC", "shift", tiny)
+
+
+def test_every_field_that_determines_a_result_is_in_the_id(run):
+    changes = {"transform": "noise", "width": 3, "labeled": 95, "unlabeled": 81, "epochs": 4, "learning_rate": 2e-3}
+    changes |= {
+        "validation": 39,
+        "test": 59,
+        "consistency_weight": 0.5,
+        "batch_size": 64,
+        "seed": 1,
+        "dataset": "shapes",
+    }
+    others = [dataclasses.replace(run, **{name: value}) for name, value in changes.items()]
+    others.append(dataclasses.replace(run, method="SemiCT", starting_run="some-run"))
+    assert {field.name for field in dataclasses.fields(run)} == changes.keys() | {"method", "starting_run"}
+    assert len({run.id, *(other.id for other in others)}) == len(others) + 1
+
+
+def test_a_default_stays_out_of_the_id(run):
+    assert dataclasses.replace(run, consistency_weight=1, seed=0).id == run.id
+    later = dataclasses.make_dataclass("Later", [("added", int, 5)], bases=(helpers.Configuration,), frozen=True)
+    assert later(**dataclasses.asdict(run)).id == run.id
+    assert later(**dataclasses.asdict(run), added=6).id != run.id
+
+
+def test_the_id_is_a_file_name(run):
+    assert run.id.startswith("shift-semic-") and run.id.replace("-", "").isalnum()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "SemiX"},
+        {"width": 0},
+        {"width": 1.5},
+        {"labeled": 0},
+        {"unlabeled": -1},
+        {"epochs": 0},
+        {"epochs": True},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": "fast"},
+        {"consistency_weight": -1.0},
+        {"consistency_weight": float("inf")},
+        {"seed": -1},
+        {"batch_size": 0},
+        {"starting_run": "some-run"},
+        {"method": "SemiCT"},
+    ],
+)
+def test_impossible_configurations_are_refused(run, change):
+    with pytest.raises(ValueError, match=next(iter(change)) if "method" not in change else "Semi"):
+        dataclasses.replace(run, **change)
+
+
+def write_module(tmp_path, name, source):
+    """Import `source` as a module whose functions can be inspected."""
+    path = tmp_path / f"{name}.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SOURCE = '''
+import helpers
+FACTOR = 2
+
+def used(x):
+    return x * FACTOR
+
+def unused(x):
+    return x
+
+class Model:
+    def step(self, x):
+        """Docstring."""
+        return helpers.duration(used(x))  # comment
+
+def build():
+    return Model()
+'''
+
+
+@pytest.mark.parametrize(
+    "old, new, same",
+    [
+        ("# comment", "# another", True),
+        ("Docstring.", "Another.", True),
+        ("x * FACTOR", "(x*FACTOR)", True),
+        ("def unused(x):\n    return x", "def unused(x):\n    return 2 * x", True),
+        ("x * FACTOR", "x + FACTOR", False),
+        ("FACTOR = 2", "FACTOR = 3", False),
+        ("helpers.duration(used(x))", "used(x)", False),
+    ],
+)
+def test_the_fingerprint_follows_the_code_that_runs(tmp_path, old, new, same):
+    before = write_module(tmp_path, "code", SOURCE)
+    first = helpers.fingerprint(before.build)
+    assert old in SOURCE
+    after = write_module(tmp_path / "..", "code", SOURCE.replace(old, new))
+    assert (helpers.fingerprint(after.build) == first) == same
+
+
+def test_the_fingerprint_reaches_the_whole_method(method):
+    names = {name.rsplit(".", 1)[1] for name in helpers.reachable(method.build_model, method.random_rotation)}
+    expected = {"ConsistencyModel", "build_network", "symmetric_kl", "kl_divergence", "label_log_probabilities"}
+    assert expected | {"rotation_maps", "cubic_warp", "BatchNormalization"} <= names
+    assert "gaussian_noise" not in names
+
+
+# --------------------------------------------------------------------------------- tables, figures
+
+
+@pytest.fixture
+def record(run):
+    epochs = [{name: 0.5 + 0.01 * k for name in ("loss", "val_loss", "accuracy", "val_accuracy")} for k in range(3)]
+    return {
+        "id": run.id,
+        "fingerprint": "0123abcd",
+        "preset": "smoke",
+        "configuration": dataclasses.asdict(run),
+        "metrics": dict.fromkeys(helpers.METRICS, 0.5),
+        "history": epochs,
+        "seconds": 3.0,
+        "environment": helpers.environment(),
+        "date": "2026-11-23",
+    }
+
+
+def test_table_1_shows_every_number_of_the_report_beside_ours(record):
+    table = helpers.table_1({("shift", "SemiC"): record["metrics"]})
+    cells = {row[:2]: row[2:] for row in table.rows}
+    assert len(cells) == 12
+    assert cells["shift", "SemiC"] == ("0.84 | 0.5", "0.76 | 0.5", "0.08 | 0.5", "74.8% | 50.0% ▼", "88.7% | 50.0% ▼")
+    assert cells["noise", "Supervised"][0] == "– | not run" and cells["noise", "SemiCT"][3] == "0.1% | not run"
+
+
+def test_tables_escape_what_they_show():
+    table = helpers.Table(("<a>",), [("1 < 2",)], caption="a & b")
+    assert "&lt;a&gt;" in table._repr_html_() and "a &amp; b" in table._repr_html_()
+    assert repr(table).splitlines() == ["a & b", "<a>", "1 < 2"]
+
+
+def test_published_records_keep_one_row_a_run(tmp_path, record):
+    helpers.publish([record], tmp_path)
+    helpers.publish([record | {"fingerprint": "other"}, record | {"seconds": 4.0}], tmp_path)
+    rows = helpers.read_csv(tmp_path / "runs.csv")
+    assert sorted(row["fingerprint"] for row in rows) == ["0123abcd", "other"]
+    assert {row["seconds"] for row in rows} == {"4.0", "3.0"} and rows[0]["recipe"] == "reported"
+    wanted = "id recipe preset transform method seed width epochs labeled unlabeled loss loss_supervised".split()
+    wanted += "loss_consistency accuracy accuracy_clean accuracy_transformed consistency seconds device date".split()
+    assert set(wanted) <= rows[0].keys() and all(rows[0][name] for name in wanted)
+    assert len(helpers.read_csv(tmp_path / "curves.csv")) == 2 * 3 * 4
+
+
+def test_claims_are_judged_by_the_records(method, record):
+    def claim(accuracies, agreement=0.9):
+        records = {
+            key: record | {"metrics": {"accuracy": value, "consistency": agreement}}
+            for key, value in accuracies.items()
+        }
+        for value in records.values():
+            value["configuration"] = record["configuration"] | {"test": 10000}
+        return {row[0]: row[1] for row in helpers.check_claims(method.claims, records, "").rows}
+
+    report = {key: printed[3] for key, printed in helpers.REPORT_TABLE.items()}
+    assert claim(report)["SemiC beats Supervised for shift"] == "✓"
+    assert claim(report)["SemiCT is the best method for shift"] == "✓"
+    assert claim(report)["SemiCT collapses for noise"] == "✗"  # the agreement is not 1
+    assert claim(report, 1.0)["SemiCT collapses for noise"] == "✓"
+    assert claim(report)["SemiCTE beats Supervised for all transforms"] == "✗"  # noise: a point, within the margin
+    assert claim(report | {("shift", "SemiC"): 0.69})["SemiC beats Supervised for shift"] == "✗"
+    assert claim({}) and all(verdict.startswith("·") for verdict in claim({}).values())
+
+
+def test_stagnation_is_where_accuracy_stops_rising():
+    rising = [{"val_accuracy": min(0.6, 0.05 * epoch)} for epoch in range(40)]
+    assert 12 <= helpers.stagnation_epoch(rising) <= 15
+    assert helpers.stagnation_epoch(rising[:1]) == 1
+
+
+def test_figures_say_what_they_show(data, record, method):
+    images = data.labeled_images[:10] / 255
+    figures = [
+        helpers.show_classes(data),
+        helpers.show_transform(images, images, "a title" + data.caption),
+        helpers.show_curves([record], "curves" + data.caption, mark_stagnation=True),
+        helpers.show_accuracy({("shift", "SemiC"): record["metrics"]}, "accuracy" + data.caption),
+    ]
+    for figure in figures:
+        assert "not CIFAR-10" in figure.get_suptitle()
+        figure.canvas.draw()
+    assert not plt.get_fignums()
+    assert figures[2].axes[0].get_xlabel() == "epoch" and "nats" in figures[2].axes[0].get_ylabel()
+
+
+def test_durations_are_said_as_people_do():
+    assert [helpers.duration(s) for s in (3, 89, 600, 9000)] == ["3 s", "89 s", "10 min", "2.5 h"]
+
+
+def test_the_preview_draws_for_every_value(data, method):
+    pictures = helpers.sample_pictures(data)
+    preview = helpers.transform_preview(pictures, method.TRANSFORMS)
+    choice, strength, draw = preview.children[0].children
+    for name in method.TRANSFORMS:
+        choice.value = name
+        strength.value, draw.value = 0.5, 3
+    assert strength.value == 0.5 and isinstance(json.dumps(strength.get_state(), default=str), str)
+
+
+def test_pictures_can_be_generated_instead(data, monkeypatch):
+    own = helpers.sample_pictures(data)
+    np.testing.assert_array_equal(own.images, data.labeled_images[:10])
+    monkeypatch.setenv("REPRODUCTION_PICTURES", "generated")
+    real = types.SimpleNamespace(**vars(data) | {"name": "cifar10", "caption": ""})
+    replaced = helpers.sample_pictures(real)
+    assert replaced.images.shape == (10, 32, 32, 3) and "generated" in replaced.caption

@@ -1,0 +1,250 @@
+"""Runs: batches, training, records, resuming after an interruption, never reusing what has changed."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import helpers
+
+
+def numbers(record):
+    """What must be equal in two records of the same run."""
+    return {name: record[name] for name in ("id", "fingerprint", "configuration", "metrics", "history")}
+
+
+@pytest.fixture
+def plan(method, tiny):
+    """A small grid: step one, its early-stopped version, and what starts from them."""
+    runs = [method.plan(name, "noise", tiny, "shapes") for name in helpers.METHODS]
+    return [runs[0], method.plan("Supervised", "noise", tiny, "shapes", early=True), *runs[1:]]
+
+
+@pytest.fixture
+def make_runner(method, data, plan):
+    def make(folder, **changes):
+        arguments = {"build_model": method.build_model, "transforms": method.TRANSFORMS} | changes
+        return helpers.Runner(data, plan=plan, preset="smoke", folder=folder, **arguments)
+
+    return make
+
+
+# ----------------------------------------------------------------------------------------- batches
+
+
+def batches(first_epoch, epochs, seed=0):
+    images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    return [
+        (
+            np.round(inputs["images"][:, 0, 0, 0] * 255).astype(int).tolist(),
+            inputs["seed"].numpy().tolist(),
+            labels.numpy().tolist(),
+        )
+        for inputs, labels in helpers.training_batches(
+            images, np.arange(10, dtype=np.int32), 4, seed, first_epoch, epochs
+        )
+    ]
+
+
+def test_an_epoch_shows_every_image_once_with_its_label():
+    elements = batches(0, 3)
+    assert [len(images) for images, _, _ in elements] == [4, 4, 2] * 3
+    assert all(images == labels for images, _, labels in elements)
+    for epoch in range(3):
+        steps = elements[3 * epoch : 3 * epoch + 3]
+        assert sorted(image for images, _, _ in steps for image in images) == list(range(10))
+
+
+def test_orders_and_seeds_differ_by_step_epoch_and_run_and_repeat():
+    first = batches(0, 3)
+    assert first == batches(0, 3) and first[3:] == batches(1, 3)
+    seeds = [tuple(seed) for run in (0, 1) for _, seed, _ in batches(0, 3, run)]
+    assert len(set(seeds)) == len(seeds) == 18
+    assert first[:3] != first[3:6] and [e[0] for e in first] != [e[0] for e in batches(0, 3, 1)]
+
+
+def test_evaluation_batches_are_the_same_every_time(data):
+    once, again = (list(helpers.evaluation_batches(data.test_images, data.test_labels)) for _ in range(2))
+    assert len(once) == 1 and once[0][0]["images"].shape == (60, 32, 32, 3)
+    np.testing.assert_array_equal(once[0][0]["seed"], again[0][0]["seed"])
+    assert float(tf.reduce_max(once[0][0]["images"])) == 1.0
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+def test_a_grid_trains_once_and_keeps_its_records(make_runner, plan, tmp_path):
+    runner = make_runner(tmp_path)
+    records = runner.train(plan)
+    assert [record["id"] for record in records] == [run.id for run in plan]
+    for run, record in zip(plan, records, strict=True):
+        assert len(record["history"]) == run.epochs and record["configuration"] == dataclasses.asdict(run)
+        assert set(record["metrics"]) == set(helpers.METRICS) and record["seconds"] > 0
+        assert {"loss", "val_loss", "val_consistency"} <= record["history"][0].keys()
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
+    assert numbers(make_runner(tmp_path).train(plan)[2]) == numbers(records[2])
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
+    assert len(runner.records()) == 5
+    assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(make_runner, plan, tmp_path):
+    once, again = (make_runner(tmp_path / name).train(plan[:1])[0] for name in "ab")
+    assert numbers(once) == numbers(again)
+    other = dataclasses.replace(plan[0], seed=1)
+    runner = make_runner(tmp_path / "a")
+    runner.plan = [other]
+    assert runner.train([other])[0]["history"] != once["history"]
+
+
+def test_step_two_starts_from_step_one_weights_only(make_runner, plan, tmp_path):
+    runner = make_runner(tmp_path)
+    with pytest.raises(FileNotFoundError, match="train step one first"):
+        runner.model(plan[3])
+    runner.train(plan[:2])
+    for start, run in ((plan[0], plan[3]), (plan[1], plan[4])):
+        model = runner.model(run)
+        saved = runner.model(start).network
+        saved.load_weights(runner.path(start) / "network.weights.h5")
+        for ours, theirs in zip(model.network.get_weights(), saved.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert float(model.optimizer.learning_rate) == pytest.approx(run.learning_rate)
+        assert int(model.optimizer.iterations) == 0
+        assert all(not np.any(variable) for variable in model.optimizer.variables[2:])
+    with h5py.File(runner.path(plan[0]) / "network.weights.h5") as file:
+        assert "optimizer" not in file
+
+
+def test_an_edited_transform_gets_new_runs_and_leaves_others_alone(make_runner, method, plan, tmp_path):
+    before = make_runner(tmp_path)
+
+    def weaker_noise(images, seed, sigma=0.05):
+        return method.gaussian_noise(images, seed, sigma)
+
+    after = make_runner(tmp_path, transforms=method.TRANSFORMS | {"noise": weaker_noise})
+    assert before.path(plan[0]) != after.path(plan[0])
+    shift = dataclasses.replace(plan[0], transform="shift")
+    assert before.path(shift) == after.path(shift)
+    with pytest.raises(ValueError, match=r"sepia.*noise, shift, rotation"):
+        before.path(dataclasses.replace(plan[0], transform="sepia"))
+
+
+def test_a_transform_of_ones_own_trains(make_runner, method, plan, tmp_path):
+    def flip(images, seed, probability=0.5):
+        drawn = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], seed)
+        return tf.where(drawn < probability, tf.reverse(images, [2]), images)
+
+    run = dataclasses.replace(plan[2], transform="flip")
+    runner = make_runner(tmp_path, transforms=method.TRANSFORMS | {"flip": flip})
+    runner.plan = [run]
+    assert 0 <= runner.train([run])[0]["metrics"]["consistency"] <= 1
+
+
+def test_the_reference_warp_trains_to_nearly_the_same_numbers(make_runner, method, plan, tmp_path):
+    run = dataclasses.replace(plan[2], transform="rotation", epochs=1)
+    results = []
+    original = method.warp
+    for warp in (helpers.cubic_warp, helpers.elasticdeform_warp):
+        method.warp = warp
+        try:
+            runner = make_runner(tmp_path)
+            runner.plan = [run]
+            results.append((runner.path(run), runner.train([run])[0]))
+            assert runner.model(run).jit_compile is False  # on a CPU; on a GPU only the first compiles
+        finally:
+            method.warp = original
+    assert results[0][0] != results[1][0]
+    assert results[0][1]["history"][0]["loss"] == pytest.approx(results[1][1]["history"][0]["loss"], rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------ interruption
+
+
+class Interruption(keras.callbacks.Callback):
+    """Stops a training in the middle of an epoch, as an interrupted kernel does."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.now == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_an_interrupted_run_resumes_to_the_same_record(make_runner, plan, tmp_path, monkeypatch, epoch):
+    runs = [plan[0], plan[2]]
+    unbroken = make_runner(tmp_path / "unbroken").train(runs)
+    fit = keras.Model.fit
+
+    def interrupted(model, *arguments, callbacks, **keywords):
+        return fit(model, *arguments, callbacks=[*callbacks, Interruption(epoch)], **keywords)
+
+    broken = make_runner(tmp_path / "broken")
+    for run in runs:
+        monkeypatch.setattr(keras.Model, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            broken.train([run])
+        assert broken.record(run) is None
+        progress = broken.path(run) / "progress.json"
+        assert (len(json.loads(progress.read_text())["history"]) if progress.exists() else 0) == epoch
+        monkeypatch.setattr(keras.Model, "fit", fit)
+        broken.train([run])
+    assert [numbers(broken.record(run)) for run in runs] == [numbers(record) for record in unbroken]
+
+
+SCRIPT = """
+import sys, tempfile
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import helpers, notebook
+method = notebook.load_method(tempfile.mkdtemp())
+sizes = dict(width=2, labeled=96, unlabeled=400, validation=40, test=60, epochs_supervised=1, epochs=6)
+settings = notebook.preset_settings(method, "smoke", **sizes)
+ranges = {{"labeled": (0, 400), "unlabeled": (400, 1000), "validation": (1000, 1200)}}
+data = helpers.split("shapes", helpers.generate_shapes(1200, 300), ranges, settings)
+plan = [method.plan(name, "shift", settings, "shapes") for name in ("Supervised", "SemiC", "SemiCT")]
+helpers.Runner(data, method.build_model, method.TRANSFORMS, plan, "smoke", sys.argv[1]).train(plan)
+"""
+
+
+def test_a_killed_process_resumes_to_the_same_record(tmp_path):
+    root = str(pathlib.Path(__file__).resolve().parent.parent)
+
+    def start(folder):
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT.format(root=root), str(folder)], stderr=subprocess.DEVNULL
+        )
+
+    def records(folder):
+        return {path.parent.parent.name: path for path in folder.glob("*/*/record.json")}
+
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    process = start(broken)
+    deadline = time.monotonic() + 120
+    while not list(broken.glob("shift-semic-*/*/epoch-0002.weights.h5")):
+        assert process.poll() is None and time.monotonic() < deadline, "SemiC did not reach its second epoch"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = records(broken)
+    assert [name.rsplit("-", 1)[0] for name in kept] == ["shift-supervised"]
+    stamp = next(iter(kept.values())).stat().st_mtime_ns
+    assert start(broken).wait() == 0 and start(unbroken).wait() == 0
+    assert next(iter(kept.values())).stat().st_mtime_ns == stamp  # the finished run was not trained again
+    for name, path in records(unbroken).items():
+        assert numbers(json.loads(path.read_text())) == numbers(json.loads(records(broken)[name].read_text()))
+    assert len(records(broken)) == 3
