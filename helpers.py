@@ -12,6 +12,7 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import functools
 import hashlib
 import html
 import importlib.metadata
@@ -705,6 +706,7 @@ def fingerprint(*roots):
     return digest.hexdigest()[:8]
 
 
+@functools.cache  # the file on disk may change while its functions run
 def _normalized_source(function):
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     for node in ast.walk(tree):
