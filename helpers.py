@@ -1304,12 +1304,14 @@ def sample_pictures(data):
     notebook can be saved without an image of CIFAR-10 in it.
 
     Returns:
-        namespace of `images`, uint8 (10, h, w, 3), and `caption`, to be added to titles.
+        namespace of `images`, uint8 (10, h, w, 3), `caption`, to be added to titles, and `note`, what they are.
     """
     if os.environ.get("REPRODUCTION_PICTURES") == "generated" and data.name == "cifar10":
         (images, _), _ = generate_shapes(train=10, test=1)
-        return types.SimpleNamespace(images=images, caption=" — generated pictures; run it to see CIFAR-10's")
-    return types.SimpleNamespace(images=data.labeled_images[:10], caption=data.caption)
+        note = "The figures below show ten generated pictures; the saved notebook holds no image of CIFAR-10."
+        return types.SimpleNamespace(images=images, caption=" — generated pictures", note=note)
+    note = "The figures below show the first ten labelled images."
+    return types.SimpleNamespace(images=data.labeled_images[:10], caption=data.caption, note=note)
 
 
 def transform_preview(pictures, transforms):

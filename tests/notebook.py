@@ -59,7 +59,6 @@ def execute(target, folder, **environment):
         timeout=None,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
-        store_widget_state=False,
         on_cell_execute=announce,
         record_timing=False,
     )
@@ -70,6 +69,7 @@ def execute(target, folder, **environment):
     finally:
         for name, value in previous.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        notebook.metadata.pop("widgets", None)  # a page that shows the saved file has no kernel to serve them
         nbformat.write(notebook, target)
     print(f"{time.monotonic() - began:6.0f} s  done")
 

@@ -1,0 +1,116 @@
+"""The notebook as a whole: what is committed, and that it runs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import notebook
+import numpy as np
+import pytest
+
+import helpers
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return nbformat.read(notebook.NOTEBOOK, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def code(committed):
+    return [cell for cell in committed.cells if cell.cell_type == "code"]
+
+
+def test_the_committed_notebook_was_executed_in_order_without_an_error(code):
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) >= 9
+
+
+def test_the_committed_notebook_is_small_portable_and_shows_no_cifar10(committed, code):
+    assert notebook.NOTEBOOK.stat().st_size < 5 * 2**20
+    assert "widgets" not in committed.metadata
+    text = notebook.NOTEBOOK.read_text()
+    assert not re.search(r"/(home|root|work|Users|tmp)/", text)
+    shown = next(cell for cell in code if "helpers.sample_pictures" in cell.source)
+    assert "generated" in shown.outputs[0].text
+
+
+def test_cells_are_short(code):
+    assert max(len(cell.source.splitlines()) for cell in code) <= 60
+    assert [cell.source.splitlines()[0] for cell in code if len(cell.source.splitlines()) > 40] == [
+        "class ConsistencyModel(keras.Model):"
+    ]
+
+
+def test_method_cells_only_define(code):
+    for cell in code:
+        if "method" in cell.metadata.get("tags", []):
+            assert not cell.outputs, cell.source
+
+
+def test_the_first_screen_is_made_from_the_shipped_records(committed, method):
+    assert committed.cells[0].source == notebook.first_screen(method).strip()
+    settings = notebook.preset_settings(method, "quick")
+    rows = {row["id"]: row for row in helpers.read_csv(notebook.ROOT / "results" / "runs.csv")}
+    for (transform, name), printed in helpers.REPORT_TABLE.items():
+        row = rows[method.plan(name, transform, settings).id]
+        line = next(
+            line
+            for line in committed.cells[0].source.splitlines()
+            if f">{transform}</td>" in line and f">{name}</td>" in line
+        )
+        assert f"{printed[3]:.1%} | {float(row['accuracy']):.1%}" in line
+        assert f"{printed[1]:.3g} | {float(row['loss_supervised']):.3g}" in line
+
+
+def test_shipped_rows_have_their_curves_and_the_id_of_their_settings():
+    rows = helpers.read_csv(notebook.ROOT / "results" / "runs.csv")
+    curves = helpers.read_csv(notebook.ROOT / "results" / "curves.csv")
+    assert rows
+    for row in rows:
+        fields = helpers.Configuration.__dataclass_fields__
+        told = {name: field.type(row[name]) for name, field in fields.items() if name in row}
+        assert helpers.Configuration(**told).id == row["id"]
+        own = [curve for curve in curves if (curve["id"], curve["fingerprint"]) == (row["id"], row["fingerprint"])]
+        assert max(int(curve["epoch"]) for curve in own) == int(row["epochs"])
+
+
+def test_the_notebook_runs_and_its_checked_outputs_hold(tmp_path):
+    for name in ("reproduction.ipynb", "helpers.py"):
+        shutil.copy(notebook.ROOT / name, tmp_path)
+    environment = os.environ | {"REPRODUCTION_PRESET": "smoke"}
+    if "CIFAR10_NPZ" not in environment:
+        random = np.random.default_rng(0)
+        arrays = {
+            f"{kind}_{part}": random.integers(0, 256 if kind == "x" else 10, (count, *shape), dtype=np.uint8)
+            for part, count in (("train", 50000), ("test", 10000))
+            for kind, shape in (("x", (32, 32, 3)), ("y", (1,)))
+        }
+        np.savez(tmp_path / "random.npz", **arrays)
+        environment["CIFAR10_NPZ"] = str(tmp_path / "random.npz")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--nbval-lax",
+        "--nbval-cell-timeout=900",
+    ]
+    finished = subprocess.run(
+        [*command, "--nbval-current-env", "reproduction.ipynb"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout[-5000:]
+    assert len(list(tmp_path.glob("runs/*/*/record.json"))) == 16
