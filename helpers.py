@@ -40,9 +40,10 @@ from IPython.display import display
 def _start_up_messages_hidden():
     """Keep TensorFlow's page on processors and absent GPUs out of the notebook.
 
-    It goes straight to file descriptor 2. Set TF_CPP_MIN_LOG_LEVEL=0 to see it.
+    It goes straight to file descriptor 2, as do later remarks of the graph optimizer, of which level
+    3 leaves what is fatal. Set TF_CPP_MIN_LOG_LEVEL=0 to see it all.
     """
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "") == "0":
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "0":
         yield
         return
     sys.stderr.flush()
@@ -64,6 +65,7 @@ with _start_up_messages_hidden():
 tf.get_logger().setLevel("ERROR")  # its warnings on retracing mean nothing where every run has a model of its own
 
 METHODS = ("Supervised", "SemiC", "SemiCT", "SemiCTE")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 METRICS = (
     "loss",
     "loss_supervised",
@@ -136,7 +138,7 @@ def settings_controls(presets, transforms):
 
     Returns:
         namespace of widgets: `preset`, `transforms`, `learning_rate`, `fine_tuning_rate`,
-        `consistency_weight`, `seed`, and `panel`, the box that shows them all.
+        `precision`, `consistency_weight`, `seed`, and `panel`, the box that shows them all.
 
     Raises:
         ValueError: REPRODUCTION_PRESET names no preset.
@@ -156,6 +158,9 @@ def settings_controls(presets, transforms):
         fine_tuning_rate=widgets.FloatLogSlider(
             value=1e-5, min=-6, max=-1, step=0.25, description="SemiCT, SemiCTE rate", **wide
         ),
+        precision=widgets.Dropdown(
+            options=["automatic", *PRECISIONS], value="automatic", description="precision", **wide
+        ),
         consistency_weight=widgets.FloatSlider(
             value=1.0, min=0.0, max=10.0, step=0.1, description="consistency weight", **wide
         ),
@@ -174,7 +179,7 @@ def read_settings(controls, presets):
 
     Returns:
         namespace with `preset`, `transforms` (tuple of str), `learning_rate`, `fine_tuning_rate`,
-        `consistency_weight` (floats), `seed` (int) and the preset's sizes.
+        `consistency_weight` (floats), `precision` (one of PRECISIONS), `seed` (int) and the preset's sizes.
 
     Raises:
         ValueError: no transform is selected.
@@ -182,7 +187,28 @@ def read_settings(controls, presets):
     values = {name: widget.value for name, widget in vars(controls).items() if name != "panel"}
     if not values["transforms"]:
         raise ValueError("No transform is selected: choose at least one in the settings above.")
+    if values["precision"] == "automatic":
+        values["precision"] = automatic_precision(values["preset"])
     return types.SimpleNamespace(**values, **presets[values["preset"]])
+
+
+def automatic_precision(preset):
+    """Fastest type for the network's products that the device has; float32 for `paper`, as in the report.
+
+    In the mixed types, weights, losses and statistics stay float32.
+
+    Returns:
+        str, one of PRECISIONS.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if preset == "paper":
+        return "float32"
+    if gpus:
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+        return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16" if capability >= (7, 0) else "float32"
+    processor = pathlib.Path("/proc/cpuinfo")
+    flags = processor.read_text().split() if processor.exists() else ()
+    return "mixed_bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
 
 
 # ------------------------------------------------------------------------------------- data
@@ -329,25 +355,56 @@ class Split:
         """Names of the ten classes, by label."""
         return CLASSES if self.name == "cifar10" else SHAPES
 
-    def training_pool(self, configuration):
-        """Images a run trains on and their labels, -1 for an unlabelled one: uint8 (n, 32, 32, 3), int32 (n,).
+    def pool(self, configuration):
+        """All images that a run needs, on the device, and which of them are for what.
+
+        Returns:
+            (ImagePool, dict): the positions of "training", "validation" and "test" as ranges.
 
         Raises:
             ValueError: the run wants more images than the split has.
         """
-        for kind, wanted, there in (
-            ("labelled", configuration.labeled, len(self.labeled_images)),
-            ("unlabelled", configuration.unlabeled, len(self.unlabeled_images)),
+        images, labels, places, begin = [], [], {}, 0
+        for use, subset, wanted in (
+            ("training", "labeled", configuration.labeled),
+            ("training", "unlabeled", configuration.unlabeled),
+            ("validation", "validation", configuration.validation),
+            ("test", "test", configuration.test),
         ):
+            there = len(getattr(self, f"{subset}_images"))
             if wanted > there:
                 raise ValueError(
-                    f"The run asks for {wanted} {kind} images and the split has {there}: lower it, or load more."
+                    f"The run asks for {wanted} {subset} images and the split has {there}: lower it, or load more."
                 )
-        images = np.concatenate(
-            [self.labeled_images[: configuration.labeled], self.unlabeled_images[: configuration.unlabeled]]
-        )
-        labels = np.concatenate([self.labeled_labels[: configuration.labeled], np.full(configuration.unlabeled, -1)])
-        return images, labels.astype(np.int32)
+            images.append(getattr(self, f"{subset}_images")[:wanted])
+            labels.append(np.full(wanted, -1) if subset == "unlabeled" else getattr(self, f"{subset}_labels")[:wanted])
+            places[use] = range(places[use].start if use in places else begin, begin + wanted)
+            begin += wanted
+        return ImagePool(np.concatenate(images), np.concatenate(labels)), places
+
+
+class ImagePool:
+    """Images and labels that stay on the device, to be fetched there by position.
+
+    As variables: of those TensorFlow can gather single bytes on a GPU, of constants it cannot.
+
+    Args:
+        images: uint8 (n, height, width, channels), 0 ... 255.
+        labels: int (n,), -1 for an unlabelled image, at most 127.
+    """
+
+    def __init__(self, images, labels):
+        self.images = tf.Variable(images, trainable=False)
+        self.labels = tf.Variable(labels.astype(np.int8), trainable=False)
+
+    def fetch(self, positions):
+        """Images, float32 (k, height, width, channels), 0 ... 1, and labels, int32 (k,), at `positions`, int (k,)."""
+        return to_unit_range(tf.gather(self.images, positions)), tf.cast(tf.gather(self.labels, positions), tf.int32)
+
+
+def to_unit_range(images):
+    """Turn uint8 pixels 0 ... 255 into float32 in 0 ... 1, the report's only preprocessing."""
+    return tf.cast(images, tf.float32) / 255
 
 
 def split(name, arrays, ranges, sizes):
@@ -591,6 +648,7 @@ class Configuration:
     batch_size: int = 128
     seed: int = 0
     dataset: str = "cifar10"
+    precision: str = "float32"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -601,6 +659,8 @@ class Configuration:
             object.__setattr__(self, field.name, field.type(value))
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; choose one of {', '.join(METHODS)}.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}.")
         for name in ("width", "labeled", "epochs", "batch_size", "test", "validation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -715,60 +775,52 @@ def _normalized_source(function):
     return ast.unparse(tree)
 
 
-def training_batches(images, labels, batch_size, seed, first_epoch, epochs):
+def training_batches(positions, batch_size, seed, first_epoch, epochs):
     """Batches of the epochs `first_epoch` ... `epochs` - 1, each in an order of its own.
 
     Order and transforms' seeds follow from (seed, epoch, step) alone, so a resumed run sees what an
     unbroken one would have seen.
 
     Args:
-        images: uint8 (n, height, width, channels).
-        labels: int32 (n,), -1 for unlabelled.
+        positions: range of the images in the pool.
         batch_size: images a step; an epoch's last batch holds what is left.
         seed: of the run.
         first_epoch: where to begin, from 0.
         epochs: where to end.
 
     Returns:
-        tf.data.Dataset of ({"images": float32 in 0 ... 1, "seed": int32 (2,)}, labels).
+        tf.data.Dataset of {"positions": int32 (batch_size,), "seed": int32 (2,)}.
     """
-    images, labels = tf.constant(images), tf.constant(labels)
-    base = tf.constant([seed, 0], tf.int32)
 
     def one_epoch(epoch):
-        epoch_seed = tf.random.fold_in(base, epoch)
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(labels)), seed=epoch_seed)
-
-        def batch(step, indices):
-            inputs = {"images": to_unit_range(tf.gather(images, indices)), "seed": tf.random.fold_in(epoch_seed, step)}
-            return inputs, tf.gather(labels, indices)
-
-        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).enumerate().map(batch, num_parallel_calls=2)
+        epoch_seed = tf.random.fold_in([seed, 0], epoch)
+        order = tf.random.experimental.stateless_shuffle(tf.range(positions.start, positions.stop), seed=epoch_seed)
+        return (
+            tf.data.Dataset.from_tensor_slices(order)
+            .batch(batch_size)
+            .enumerate()
+            .map(functools.partial(_batch, epoch_seed))
+        )
 
     return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(2)
 
 
-def evaluation_batches(images, labels):
+def evaluation_batches(positions):
     """Batches for validation and test, with transforms that are the same at every call.
 
     Args:
-        images: uint8 (n, height, width, channels).
-        labels: int32 (n,).
+        positions: range of the images in the pool.
 
     Returns:
         tf.data.Dataset, elements as of `training_batches`.
     """
-
-    def batch(step, pictures, classes):
-        return {"images": to_unit_range(pictures), "seed": tf.random.fold_in(EVALUATION_SEED, step)}, classes
-
-    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(EVALUATION_BATCH).enumerate()
-    return batches.map(lambda step, elements: batch(step, *elements)).prefetch(2)
+    order = tf.range(positions.start, positions.stop)
+    batches = tf.data.Dataset.from_tensor_slices(order).batch(EVALUATION_BATCH).enumerate()
+    return batches.map(functools.partial(_batch, EVALUATION_SEED)).prefetch(2)
 
 
-def to_unit_range(images):
-    """Turn uint8 pixels 0 ... 255 into float32 in 0 ... 1, the report's only preprocessing."""
-    return tf.cast(images, tf.float32) / 255
+def _batch(seed, step, positions):
+    return {"positions": positions, "seed": tf.random.fold_in(seed, step)}
 
 
 def write_json(path, content):
@@ -928,7 +980,7 @@ class Runner:
 
     Args:
         data: Split.
-        build_model: function of (Configuration, transform) that returns the uncompiled model.
+        build_model: function of (Configuration, transform, ImagePool) that returns the uncompiled model.
         transforms: dict of name to transform.
         plan: list of all the Configurations of the notebook, for "experiment k of n".
         preset: name of the preset, noted in the records.
@@ -964,15 +1016,24 @@ class Runner:
         """Records of those planned runs that are finished."""
         return [record for record in map(self.record, self.plan) if record]
 
-    def model(self, configuration):
+    def model(self, configuration, pool=None):
         """A freshly initialised model, compiled, with the starting weights where the run has such.
+
+        Args:
+            configuration: of the run.
+            pool: ImagePool to train and evaluate on; without it the model can only predict.
 
         Raises:
             FileNotFoundError: the run it starts from is not finished.
         """
         keras.utils.set_random_seed(configuration.seed)
         transform = self.transforms[configuration.transform]
-        model = self.build_model(configuration, transform)
+        policy = keras.mixed_precision.dtype_policy()
+        keras.mixed_precision.set_dtype_policy(configuration.precision)
+        try:
+            model = self.build_model(configuration, transform, pool)
+        finally:
+            keras.mixed_precision.set_dtype_policy(policy)
         python_callback = elasticdeform_warp in reachable(self.build_model, transform).values()
         model.compile(
             optimizer=keras.optimizers.Adam(learning_rate=configuration.learning_rate),
@@ -1011,31 +1072,29 @@ class Runner:
     def _train(self, configuration, status, index):
         folder = self.path(configuration)
         folder.mkdir(parents=True, exist_ok=True)
-        model = self.model(configuration)
+        pool, places = self.data.pool(configuration)
+        model = self.model(configuration, pool)
         checkpoint = Checkpoint(folder, configuration.seed)
         finished_epochs = checkpoint.restore(model)
         status.start(index, finished_epochs)
-        images, labels = self.data.training_pool(configuration)
-        validation = slice(configuration.validation)
         if finished_epochs < configuration.epochs:
             model.fit(
                 training_batches(
-                    images, labels, configuration.batch_size, configuration.seed, finished_epochs, configuration.epochs
+                    places["training"],
+                    configuration.batch_size,
+                    configuration.seed,
+                    finished_epochs,
+                    configuration.epochs,
                 ),
                 initial_epoch=finished_epochs,
                 epochs=configuration.epochs,
-                steps_per_epoch=math.ceil(len(labels) / configuration.batch_size),
-                validation_data=evaluation_batches(
-                    self.data.validation_images[validation], self.data.validation_labels[validation]
-                ),
+                steps_per_epoch=math.ceil(len(places["training"]) / configuration.batch_size),
+                validation_data=evaluation_batches(places["validation"]),
                 callbacks=[checkpoint, status],
                 shuffle=False,  # the batches come in the epoch's own order
                 verbose=0,
             )
-        test = slice(configuration.test)
-        metrics = model.evaluate(
-            evaluation_batches(self.data.test_images[test], self.data.test_labels[test]), return_dict=True, verbose=0
-        )
+        metrics = model.evaluate(evaluation_batches(places["test"]), return_dict=True, verbose=0)
         save_weights(model.network, folder / "network.weights.h5")
         record = {
             "id": configuration.id,
@@ -1086,7 +1145,7 @@ RUN_COLUMNS = (
         "labeled",
         "unlabeled",
     ),
-    *("learning_rate", "consistency_weight", "starting_run", "validation", "test"),
+    *("learning_rate", "consistency_weight", "starting_run", "validation", "test", "precision"),
     *METRICS,
     *("seconds", "device", "cores", "python", "tensorflow", "keras", "numpy", "elasticdeform", "date"),
 )

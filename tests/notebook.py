@@ -37,7 +37,7 @@ def load_method(folder):
 def preset_settings(method, preset, **changes):
     """The settings that the notebook's untouched controls give at a preset."""
     values = {"transforms": tuple(method.TRANSFORMS), "learning_rate": 1e-3, "fine_tuning_rate": 1e-5}
-    values |= {"consistency_weight": 1.0, "seed": 0, "preset": preset}
+    values |= {"consistency_weight": 1.0, "seed": 0, "preset": preset, "precision": "float32"}
     return types.SimpleNamespace(**values | method.PRESETS[preset] | changes)
 
 

@@ -29,6 +29,7 @@ def test_environment_names_device_and_versions(capsys):
 def test_untouched_controls_give_the_settings_of_the_report(method, monkeypatch):
     monkeypatch.delenv("REPRODUCTION_PRESET", raising=False)
     controls = helpers.settings_controls(method.PRESETS, list(method.TRANSFORMS))
+    controls.precision.value = "float32"
     settings = helpers.read_settings(controls, method.PRESETS)
     assert vars(settings) == vars(notebook.preset_settings(method, "quick"))
 
@@ -152,14 +153,36 @@ def test_overlapping_ranges_are_refused(shapes, tiny):
         )
 
 
-def test_the_training_pool_hides_labels(method, data, tiny):
+def test_the_pool_hides_labels_and_says_what_is_where(method, data, tiny):
     run = method.plan("SemiC", "noise", tiny, "shapes")
-    images, labels = data.training_pool(run)
-    assert len(images) == len(labels) == 176
+    pool, places = data.pool(run)
+    assert places == {"training": range(176), "validation": range(176, 216), "test": range(216, 276)}
+    images, labels = pool.fetch(tf.range(276))
     np.testing.assert_array_equal(labels[:96], data.labeled_labels)
-    assert (labels[96:] == -1).all()
-    with pytest.raises(ValueError, match="97 labelled.*96"):
-        data.training_pool(dataclasses.replace(run, labeled=97))
+    assert (labels.numpy()[96:176] == -1).all()
+    np.testing.assert_array_equal(labels[216:], data.test_labels)
+    np.testing.assert_allclose(images[96:176], data.unlabeled_images / np.float32(255))
+    with pytest.raises(ValueError, match="97 labeled.*96"):
+        data.pool(dataclasses.replace(run, labeled=97))
+
+
+@pytest.mark.parametrize(
+    "gpus, capability, flags, expected",
+    [
+        ([], None, "avx512f amx_bf16", "mixed_bfloat16"),
+        ([], None, "avx512f", "float32"),
+        (["T4"], (7, 5), "", "mixed_float16"),
+        (["L4"], (8, 9), "", "mixed_bfloat16"),
+        (["K80"], (3, 7), "", "float32"),
+    ],
+)
+def test_automatic_precision_is_what_the_device_has(monkeypatch, gpus, capability, flags, expected):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": capability})
+    monkeypatch.setattr(helpers.pathlib.Path, "exists", lambda path: True)
+    monkeypatch.setattr(helpers.pathlib.Path, "read_text", lambda path: f"flags : {flags}")
+    assert helpers.automatic_precision("quick") == expected
+    assert helpers.automatic_precision("paper") == "float32"
 
 
 # -------------------------------------------------------------------------------------- transforms
@@ -274,6 +297,7 @@ def test_every_field_that_determines_a_result_is_in_the_id(run):
         "batch_size": 64,
         "seed": 1,
         "dataset": "shapes",
+        "precision": "mixed_bfloat16",
     }
     others = [dataclasses.replace(run, **{name: value}) for name, value in changes.items()]
     others.append(dataclasses.replace(run, method="SemiCT", starting_run="some-run"))
@@ -309,6 +333,7 @@ def test_the_id_is_a_file_name(run):
         {"consistency_weight": float("inf")},
         {"seed": -1},
         {"batch_size": 0},
+        {"precision": "float8"},
         {"starting_run": "some-run"},
         {"method": "SemiCT"},
     ],

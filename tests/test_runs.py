@@ -43,41 +43,33 @@ def make_runner(method, data, plan):
 
 
 def batches(first_epoch, epochs, seed=0):
-    images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    return [
-        (
-            np.round(inputs["images"][:, 0, 0, 0] * 255).astype(int).tolist(),
-            inputs["seed"].numpy().tolist(),
-            labels.numpy().tolist(),
-        )
-        for inputs, labels in helpers.training_batches(
-            images, np.arange(10, dtype=np.int32), 4, seed, first_epoch, epochs
-        )
-    ]
+    elements = helpers.training_batches(range(5, 15), 4, seed, first_epoch, epochs).as_numpy_iterator()
+    return [(element["positions"].tolist(), tuple(element["seed"].tolist())) for element in elements]
 
 
-def test_an_epoch_shows_every_image_once_with_its_label():
+def test_an_epoch_shows_every_image_once():
     elements = batches(0, 3)
-    assert [len(images) for images, _, _ in elements] == [4, 4, 2] * 3
-    assert all(images == labels for images, _, labels in elements)
+    assert [len(positions) for positions, _ in elements] == [4, 4, 2] * 3
     for epoch in range(3):
         steps = elements[3 * epoch : 3 * epoch + 3]
-        assert sorted(image for images, _, _ in steps for image in images) == list(range(10))
+        assert sorted(position for positions, _ in steps for position in positions) == list(range(5, 15))
 
 
 def test_orders_and_seeds_differ_by_step_epoch_and_run_and_repeat():
     first = batches(0, 3)
     assert first == batches(0, 3) and first[3:] == batches(1, 3)
-    seeds = [tuple(seed) for run in (0, 1) for _, seed, _ in batches(0, 3, run)]
+    seeds = [seed for run in (0, 1) for _, seed in batches(0, 3, run)]
     assert len(set(seeds)) == len(seeds) == 18
     assert first[:3] != first[3:6] and [e[0] for e in first] != [e[0] for e in batches(0, 3, 1)]
 
 
-def test_evaluation_batches_are_the_same_every_time(data):
-    once, again = (list(helpers.evaluation_batches(data.test_images, data.test_labels)) for _ in range(2))
-    assert len(once) == 1 and once[0][0]["images"].shape == (60, 32, 32, 3)
-    np.testing.assert_array_equal(once[0][0]["seed"], again[0][0]["seed"])
-    assert float(tf.reduce_max(once[0][0]["images"])) == 1.0
+def test_evaluation_batches_are_the_same_every_time():
+    once, again = (list(helpers.evaluation_batches(range(3, 303)).as_numpy_iterator()) for _ in range(2))
+    assert [len(element["positions"]) for element in once] == [250, 50]
+    assert [e["positions"].tolist() + e["seed"].tolist() for e in once] == [
+        e["positions"].tolist() + e["seed"].tolist() for e in again
+    ]
+    assert once[0]["seed"].tolist() != once[1]["seed"].tolist()
 
 
 # ---------------------------------------------------------------------------------------- training
@@ -123,6 +115,22 @@ def test_step_two_starts_from_step_one_weights_only(make_runner, plan, tmp_path)
         assert all(not np.any(variable) for variable in model.optimizer.variables[2:])
     with h5py.File(runner.path(plan[0]) / "network.weights.h5") as file:
         assert "optimizer" not in file
+
+
+def test_mixed_precision_ends_within_noise_of_float32(make_runner, plan, tmp_path):
+    def last_losses(precision):
+        runs = [dataclasses.replace(plan[2], precision=precision, seed=seed) for seed in (0, 1, 2)]
+        runner = make_runner(tmp_path)
+        runner.plan = runs
+        records = runner.train(runs)
+        assert keras.mixed_precision.dtype_policy().name == "float32"
+        assert runner.model(runs[0]).network.layers[1].compute_dtype == precision.removeprefix("mixed_")
+        return np.array([record["history"][-1]["loss"] for record in records])
+
+    exact, low = last_losses("float32"), last_losses("mixed_bfloat16")
+    assert not np.array_equal(exact, low)
+    # The same seed in either type: nearer to each other than two seeds are.
+    assert np.abs(exact - low).mean() < np.abs(exact - np.roll(exact, 1)).mean()
 
 
 def test_an_edited_transform_gets_new_runs_and_leaves_others_alone(make_runner, method, plan, tmp_path):
@@ -185,26 +193,25 @@ class Interruption(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_an_interrupted_run_resumes_to_the_same_record(make_runner, plan, tmp_path, monkeypatch, epoch):
-    runs = [plan[0], plan[2]]
-    unbroken = make_runner(tmp_path / "unbroken").train(runs)
+def test_an_interrupted_run_resumes_to_the_same_record(make_runner, plan, tmp_path, monkeypatch):
+    run = plan[2]
+    unbroken = make_runner(tmp_path / "unbroken").train([run])[0]
     fit = keras.Model.fit
-
-    def interrupted(model, *arguments, callbacks, **keywords):
-        return fit(model, *arguments, callbacks=[*callbacks, Interruption(epoch)], **keywords)
-
     broken = make_runner(tmp_path / "broken")
-    for run in runs:
+    for epoch in (0, 2):  # before anything was kept, then after two epochs
+        interruption = Interruption(epoch)
+
+        def interrupted(model, *arguments, callbacks, interruption=interruption, **keywords):
+            return fit(model, *arguments, callbacks=[*callbacks, interruption], **keywords)
+
         monkeypatch.setattr(keras.Model, "fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             broken.train([run])
         assert broken.record(run) is None
         progress = broken.path(run) / "progress.json"
         assert (len(json.loads(progress.read_text())["history"]) if progress.exists() else 0) == epoch
-        monkeypatch.setattr(keras.Model, "fit", fit)
-        broken.train([run])
-    assert [numbers(broken.record(run)) for run in runs] == [numbers(record) for record in unbroken]
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    assert numbers(broken.train([run])[0]) == numbers(unbroken)
 
 
 SCRIPT = """
@@ -212,7 +219,7 @@ import sys, tempfile
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import helpers, notebook
 method = notebook.load_method(tempfile.mkdtemp())
-sizes = dict(width=2, labeled=96, unlabeled=400, validation=40, test=60, epochs_supervised=1, epochs=6)
+sizes = dict(width=2, labeled=96, unlabeled=400, validation=40, test=60, epochs_supervised=1, epochs=4)
 settings = notebook.preset_settings(method, "smoke", **sizes)
 ranges = {{"labeled": (0, 400), "unlabeled": (400, 1000), "validation": (1000, 1200)}}
 data = helpers.split("shapes", helpers.generate_shapes(1200, 300), ranges, settings)
