@@ -17,6 +17,7 @@ import hashlib
 import html
 import importlib.metadata
 import inspect
+import io
 import json
 import math
 import os
@@ -1389,17 +1390,22 @@ def transform_preview(pictures, transforms):
     )
     draw = widgets.BoundedIntText(value=0, min=0, max=9999, description="draw")
 
-    def show(name, factor, number):
-        parameter = list(inspect.signature(transforms[name]).parameters.values())[2]
-        value = factor * parameter.default
-        copies = transforms[name](to_unit_range(pictures.images), [number, 0], value)
-        display(
-            show_transform(
-                pictures.images / 255, copies.numpy(), f"{name}, {parameter.name} {value:.3g}{pictures.caption}"
-            )
-        )
+    # A picture that is replaced, not an Output widget: nbclient can lose a cell's reply to one of those and wait for ever
+    # (its issue 312), and a notebook must get past this cell when nobody is looking.
+    shown = widgets.Image(format="png")
 
-    shown = widgets.interactive_output(show, {"name": choice, "factor": strength, "number": draw})
+    def show(change=None):
+        parameter = list(inspect.signature(transforms[choice.value]).parameters.values())[2]
+        value = strength.value * parameter.default
+        copies = transforms[choice.value](to_unit_range(pictures.images), [draw.value, 0], value)
+        title = f"{choice.value}, {parameter.name} {value:.3g}{pictures.caption}"
+        buffer = io.BytesIO()
+        show_transform(pictures.images / 255, copies.numpy(), title).savefig(buffer)
+        shown.value = buffer.getvalue()
+
+    for control in (choice, strength, draw):
+        control.observe(show, names="value")
+    show()
     return widgets.VBox([widgets.HBox([choice, strength, draw]), shown])
 
 

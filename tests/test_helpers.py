@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import types
 
 import elasticdeform
@@ -491,13 +490,14 @@ def test_durations_are_said_as_people_do():
 
 
 def test_the_preview_draws_for_every_value(data, method):
-    pictures = helpers.sample_pictures(data)
-    preview = helpers.transform_preview(pictures, method.TRANSFORMS)
-    choice, strength, draw = preview.children[0].children
-    for name in method.TRANSFORMS:
-        choice.value = name
-        strength.value, draw.value = 0.5, 3
-    assert strength.value == 0.5 and isinstance(json.dumps(strength.get_state(), default=str), str)
+    preview = helpers.transform_preview(helpers.sample_pictures(data), method.TRANSFORMS)
+    (choice, strength, draw), shown = preview.children[0].children, preview.children[1]
+    seen = {shown.value}
+    for name, factor, number in (("shift", 1.0, 0), ("rotation", 1.0, 0), ("rotation", 0.5, 0), ("rotation", 0.5, 3)):
+        choice.value, strength.value, draw.value = name, factor, number
+        assert shown.value.startswith(b"\x89PNG")
+        seen.add(shown.value)
+    assert len(seen) == 5
 
 
 def test_pictures_can_be_generated_instead(data, monkeypatch):
