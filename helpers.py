@@ -488,9 +488,31 @@ def _spline_prefilter(length):
     return scipy.ndimage.spline_filter1d(np.eye(length), axis=0, order=3, mode="mirror").astype(np.float32)
 
 
+def displacement_field(grids, height, width):
+    """Spread a few control points' displacements over all pixels, smoothly, as elasticdeform does.
+
+    Args:
+        grids: (n, 2, rows, columns), displacements (down, across) in pixels at control points that
+            span the picture from corner to corner, at least two along either side.
+        height: of the picture.
+        width: of the picture.
+
+    Returns:
+        float64 (n, height, width, 2), for `cubic_warp`.
+    """
+
+    def spread(pixels, points):
+        places = np.linspace(0, points - 1, pixels)[None]
+        unit = np.eye(points)
+        return np.stack([scipy.ndimage.map_coordinates(row, places, order=3, mode="mirror") for row in unit], axis=1)
+
+    down, across = spread(height, grids.shape[2]), spread(width, grids.shape[3])
+    return tf.einsum("hi,ndij,wj->nhwd", down, tf.cast(grids, tf.float64), across)
+
+
 @tf.function(jit_compile=True)
-def cubic_warp(images, maps):
-    """Warp each image by its own affine map, by cubic splines, 0 where the map leaves the picture.
+def cubic_warp(images, maps, displacements=None):
+    """Warp each image by its own map, by cubic splines, 0 where the map leaves the picture.
 
     The same as `elasticdeform.deform_grid(order=3, mode="constant")` (section 2, Transformations),
     for a whole batch, on the device, and differentiable: the spline prefilter along an axis is a
@@ -501,6 +523,8 @@ def cubic_warp(images, maps):
         maps: (n, 2, 3), from output to input: input = map[:, :2] @ (row, column) + map[:, 2], in
             pixels, (0, 0) being the centre of the first pixel. Taken in float64, so that round-off
             does not push a point on the border out of the picture.
+        displacements: (n, height, width, 2), added to what the map gives for each output pixel; none
+            by default. `displacement_field` makes them from a few control points.
 
     Returns:
         the warped images, of the shape and type of `images`.
@@ -509,6 +533,8 @@ def cubic_warp(images, maps):
     count = tf.shape(images)[0]
     grid = np.stack([*np.mgrid[:height, :width], np.ones((height, width))], axis=-1)
     points = tf.einsum("nij,hwj->nhwi", tf.cast(maps, tf.float64), tf.constant(grid))
+    if displacements is not None:
+        points += tf.cast(displacements, tf.float64)
     last = tf.constant([height - 1, width - 1], tf.float64)
     inside = tf.reduce_all((points >= 0) & (points <= last), axis=-1, keepdims=True)
     points = tf.clip_by_value(points, tf.zeros_like(last), last)
@@ -1390,7 +1416,7 @@ def transform_preview(pictures, transforms):
     )
     draw = widgets.BoundedIntText(value=0, min=0, max=9999, description="draw")
 
-    # A picture that is replaced, not an Output widget: nbclient can lose a cell's reply to one of those and wait for ever
+    # A picture that is replaced, not an Output widget: at one of those nbclient can lose a reply and wait for ever
     # (its issue 312), and a notebook must get past this cell when nobody is looking.
     shown = widgets.Image(format="png")
 

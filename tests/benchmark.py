@@ -1,0 +1,223 @@
+"""`make bench`: what our training costs beside a plain loop, in one run on one machine.
+
+The plain loop works as the report's released code does: elasticdeform through a TensorFlow callback, image by
+image, batches from a Python generator, Keras's own batch normalisation, float32. Repeats alternate, so that a machine
+that gets slower for a while does so for both; medians are shown, with the lowest and the highest.
+"""
+
+import contextlib
+import json
+import resource
+import tempfile
+import time
+
+import elasticdeform.tf
+import keras
+import notebook
+import numpy as np
+import tensorflow as tf
+
+import helpers
+
+BATCH = 128
+WIDTH = 96
+
+
+def interleave(repeats, **jobs):
+    """Seconds of each job, in turn, the first round left out: dict of name to array (repeats,)."""
+    seconds = {name: [] for name in jobs}
+    for _ in range(repeats + 1):
+        for name, job in jobs.items():
+            began = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: np.array(values[1:]) for name, values in seconds.items()}
+
+
+def spread(values, form="{:.3g}"):
+    """Median with the lowest and the highest value."""
+    return f"{form} ({form} ... {form})".format(np.median(values), np.min(values), np.max(values))
+
+
+@contextlib.contextmanager
+def keras_normalization():
+    """Networks built in here have Keras's own batch normalisation."""
+    ours = helpers.BatchNormalization
+    helpers.BatchNormalization = keras.layers.BatchNormalization
+    try:
+        yield
+    finally:
+        helpers.BatchNormalization = ours
+
+
+def callback_transform(name):
+    """A transform as the released code calls it: elasticdeform through a callback, image by image."""
+    if name == "noise":
+        return lambda images, seed: tf.clip_by_value(images + tf.random.normal(tf.shape(images), stddev=0.1), 0.0, 1.0)
+    random = np.random.default_rng(0)
+    angle = random.uniform(-45, 45) if name == "rotation" else None
+
+    def transform_one(image):
+        shifts = tf.random.uniform([2, 1, 1], -10, 10) if name == "shift" else tf.zeros([2, 1, 1])
+        grid = tf.tile(shifts, [1, 3, 3])
+        return tf.ensure_shape(
+            elasticdeform.tf.deform_grid(image, grid, order=3, axis=(0, 1), rotate=angle), image.shape
+        )
+
+    return lambda images, seed: tf.map_fn(transform_one, images)
+
+
+class PlainLoop:
+    """A training step fed with NumPy arrays by a Python generator."""
+
+    def __init__(self, method, name, images, labels):
+        with keras_normalization():
+            self.model = method.ConsistencyModel(method.build_network(WIDTH), callback_transform(name))
+        self.optimizer = keras.optimizers.Adam(1e-3)
+        self.optimizer.build(self.model.trainable_variables)
+        self.batches = self.generate(images, labels)
+        self.train = tf.function(self.train_batch)
+
+    def generate(self, images, labels):
+        random = np.random.default_rng(0)
+        while True:
+            chosen = random.integers(0, len(images), BATCH)
+            yield images[chosen].astype(np.float32) / 255, labels[chosen].astype(np.int32)
+
+    def train_batch(self, images, labels):
+        with tf.GradientTape() as tape:
+            total, measures = self.model.losses_and_measures(images, labels, tf.constant([0, 0]), training=True)
+        self.optimizer.apply(tape.gradient(total, self.model.trainable_variables), self.model.trainable_variables)
+        return self.model.update_means(measures)
+
+    def step(self):
+        images, labels = next(self.batches)
+        return {name: float(value) for name, value in self.train(tf.constant(images), tf.constant(labels)).items()}
+
+
+class OurStep:
+    """A training step of the notebook's model, as `fit` runs it."""
+
+    def __init__(self, method, name, images, labels, precision):
+        keras.mixed_precision.set_dtype_policy(precision)
+        pool = helpers.ImagePool(images, labels)
+        self.model = method.ConsistencyModel(method.build_network(WIDTH), method.TRANSFORMS[name], pool=pool)
+        self.model.compile(optimizer=keras.optimizers.Adam(1e-3))
+        keras.mixed_precision.set_dtype_policy("float32")
+        self.model.make_train_function()
+        self.batches = iter(helpers.training_batches(range(len(images)), BATCH, 0, 0, 1000))
+
+    def step(self):
+        return {name: float(value) for name, value in self.model.train_function(self.batches).items()}
+
+
+def network_operations(network):
+    """Floating-point operations of all products, an image forward and backward.
+
+    The backward pass takes twice the forward one, but for the first layer, whose input needs no gradient.
+    """
+    forward = []
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            height, width = layer.output.shape[1:3]
+            forward.append(2 * height * width * int(np.prod(layer.kernel.shape)))
+        elif isinstance(layer, keras.layers.Dense):
+            forward.append(2 * int(np.prod(layer.kernel.shape)))
+    return 3 * sum(forward) - forward[0]
+
+
+def bench_warp(method, rows, results, repeats=7):
+    """(a) Milliseconds an image, batch 128."""
+    images = tf.random.stateless_uniform([BATCH, 32, 32, 3], [0, 0])
+    results["warp_speedup"] = {}
+    for name in ("shift", "rotation"):
+        callback = tf.function(callback_transform(name))
+        ours = tf.function(method.TRANSFORMS[name])
+        seconds = interleave(
+            repeats, ours=lambda f=ours: f(images, [0, 0]).numpy(), callback=lambda f=callback: f(images, None).numpy()
+        )
+        for kind, values in seconds.items():
+            rows.append((f"(a) {name}, {kind}", "ms an image", spread(values * 1e3 / BATCH)))
+        results["warp_speedup"][name] = float(np.median(seconds["callback"]) / np.median(seconds["ours"]))
+        results.setdefault("warp_seconds", {})[name] = float(np.median(seconds["ours"]))
+
+
+def bench_step(method, rows, results, precision, repeats=4):
+    """(b) Image pairs a second, ours and the plain loop; (d) seconds to the first step."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (2048, 32, 32, 3), dtype=np.uint8)
+    labels = np.where(np.arange(2048) % 12 == 0, random.integers(0, 10, 2048), -1)
+    results["step_speedup"], results["transform_share"] = {}, {}
+    for name in method.TRANSFORMS:
+        began = time.perf_counter()
+        ours = OurStep(method, name, images, labels, precision)
+        ours.step()
+        first = time.perf_counter() - began
+        plain = PlainLoop(method, name, images, labels)
+        seconds = interleave(repeats, ours=ours.step, plain=plain.step)
+        for kind, values in seconds.items():
+            rows.append((f"(b) {name}, {kind}", "image pairs a second", spread(BATCH / values)))
+        results["step_speedup"][name] = float(np.median(seconds["plain"]) / np.median(seconds["ours"]))
+        if name in results["warp_seconds"]:
+            results["transform_share"][name] = results["warp_seconds"][name] / float(np.median(seconds["ours"]))
+    results["first_step_seconds"] = first
+    results["step_seconds"] = float(np.median(seconds["ours"]))
+    rows.append(("(d) rotation, ours", "seconds to the first step", f"{first:.1f}"))
+    return ours
+
+
+def bench_peak(method, rows, results, ours, precision, repeats=7):
+    """(c) Share of a large matrix product's speed that the step reaches, measured in turn with the step."""
+    kind = tf.bfloat16 if precision == "mixed_bfloat16" else tf.float16 if precision == "mixed_float16" else tf.float32
+    left, right = (tf.cast(tf.random.stateless_normal([4096, 4096], [0, k]), kind) for k in range(2))
+    seconds = interleave(repeats, product=lambda: tf.linalg.matmul(left, right)[0, 0].numpy(), step=ours.step)
+    product = 2 * 4096**3 / np.median(seconds["product"])
+    step = network_operations(ours.model.network) * 2 * BATCH / np.median(seconds["step"])
+    results["peak_fraction"] = float(step / product)
+    results["operations_per_image"] = network_operations(ours.model.network)
+    rows.append(("(c) matrix product 4096", "GFLOP/s", f"{product / 1e9:.0f}"))
+    rows.append(("(c) step", "GFLOP/s", f"{step / 1e9:.0f}"))
+
+
+def bench_growth(method, rows, results, repeats=2):
+    """(f) Seconds an epoch of 10, 20 and 40 thousand images, width 4."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (40000, 32, 32, 3), dtype=np.uint8)
+    pool = helpers.ImagePool(images, np.full(40000, -1))
+    model = method.ConsistencyModel(method.build_network(4), method.random_rotation, pool=pool)
+    model.compile(optimizer=keras.optimizers.Adam(1e-3))
+
+    def epoch(count):
+        steps = -(-count // BATCH)
+        model.fit(
+            helpers.training_batches(range(count), BATCH, 0, 0, 1), steps_per_epoch=steps, shuffle=False, verbose=0
+        )
+
+    counts = (10000, 20000, 40000)
+    seconds = interleave(repeats, **{str(count): lambda count=count: epoch(count) for count in counts})
+    rate = {count: np.median(seconds[str(count)]) / count for count in counts}
+    results["linear_deviation"] = float(max(abs(value / rate[40000] - 1) for value in rate.values()))
+    for count in counts:
+        rows.append((f"(f) epoch of {count:,} images", "seconds", spread(seconds[str(count)])))
+
+
+def main():
+    """Run everything, print one table, write runs/benchmark.json."""
+    method = notebook.load_method(tempfile.mkdtemp())
+    precision = helpers.automatic_precision("quick")
+    rows, results = [], {"environment": helpers.environment(), "precision": precision}
+    bench_warp(method, rows, results)
+    ours = bench_step(method, rows, results, precision)
+    bench_peak(method, rows, results, ours, precision)
+    bench_growth(method, rows, results)
+    results["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rows.append(("(e) peak memory", "MiB", f"{results['peak_memory_mib']:.0f}"))
+    print(helpers.Table(("what", "unit", "median (lowest ... highest)"), rows, f"precision of our step: {precision}"))
+    print(json.dumps({key: value for key, value in results.items() if key != "environment"}, indent=1))
+    folder = notebook.ROOT / "runs"
+    folder.mkdir(exist_ok=True)
+    helpers.write_json(folder / "benchmark.json", results)
+
+
+if __name__ == "__main__":
+    main()
