@@ -1,6 +1,7 @@
 # make run        execute the notebook at the preset `quick` (PRESET=... for another) into a copy with outputs
 # make test       lint, unit tests, and the notebook at the preset `smoke`
 # make notebook   execute reproduction.ipynb in place and renew its first screen, for a commit
+# make bench      what a training step costs beside a plain loop, on this machine
 # make colab      execute the notebook alone in an environment like Colab's, at `smoke`
 
 PYTHON ?= python3
@@ -14,17 +15,19 @@ ifneq ($(SHARED_DATA),)
 export CIFAR10_NPZ ?= $(SHARED_DATA)
 endif
 
-.PHONY: run test notebook colab lint clean
+.PHONY: run test notebook bench colab lint clean
 
 run: .venv/ready
-	mkdir -p runs
-	REPRODUCTION_PRESET=$(PRESET) $(BIN)/python tests/notebook.py --output runs/reproduction-$(PRESET).ipynb
+	REPRODUCTION_PRESET=$(PRESET) $(BIN)/python tests/notebook.py --output reproduction-$(PRESET).ipynb
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest -q --durations=8
 
 notebook: .venv/ready
 	$(BIN)/python tests/notebook.py
+
+bench: .venv/ready
+	$(BIN)/python tests/benchmark.py
 
 colab: .venv/ready
 	$(BIN)/python tests/colab.py

