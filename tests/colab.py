@@ -28,17 +28,24 @@ class drive:
 '''
 
 
+def find_python():
+    """A Python 3.13 that runs: COLAB_PYTHON, python3.13 on the path, or one of pyenv's."""
+    pyenv = sorted(pathlib.Path.home().glob(".pyenv/versions/3.13*/bin/python"))
+    for candidate in filter(None, [os.environ.get("COLAB_PYTHON"), shutil.which("python3.13"), *pyenv]):
+        asked = subprocess.run([candidate, "--version"], capture_output=True, text=True)
+        if asked.returncode == 0 and asked.stdout.startswith("Python 3.13"):
+            return candidate
+    sys.exit("Colab has Python 3.13, and there is none here: install python3.13 or set COLAB_PYTHON to one.")
+
+
 def make_environment():
     """Create `.venv-colab` once; elasticdeform is left for the notebook to install."""
-    python = os.environ.get("COLAB_PYTHON") or shutil.which("python3.13")
-    if not python:
-        sys.exit("Colab has Python 3.13, and there is no python3.13 here: install it or set COLAB_PYTHON to one.")
     if (ENVIRONMENT / "ready").exists():
         subprocess.run(
             [ENVIRONMENT / "bin/python", "-m", "pip", "uninstall", "--quiet", "--yes", "elasticdeform"], check=True
         )
         return
-    subprocess.run([python, "-m", "venv", "--clear", ENVIRONMENT], check=True)
+    subprocess.run([find_python(), "-m", "venv", "--clear", ENVIRONMENT], check=True)
     constraints = ROOT / "tests" / "colab-constraints.txt"
     install = [ENVIRONMENT / "bin/python", "-m", "pip", "install", "--quiet", "-c", constraints, *PRELOADED]
     subprocess.run(install, check=True)
