@@ -12,6 +12,7 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import dis
 import functools
 import gc
 import hashlib
@@ -787,9 +788,11 @@ def _used_by_function(name, function):
     if function.__closure__:
         cells = zip(function.__code__.co_freevars, function.__closure__, strict=True)
         used += [(f"{name}.{free}", cell.cell_contents) for free, cell in cells if free != "__class__"]
-    names = (
-        {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} if tree else set(function.__code__.co_names)
-    )
+    used.append((f"{name} defaults", (function.__defaults__, function.__kwdefaults__)))
+    codes, names = [function.__code__], set()
+    for code in codes:  # grows by the functions within
+        codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
+        names |= {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     values = {f"{function.__module__}.{key}": scope[key] for key in names & scope.keys()}
     for node in ast.walk(tree) if tree else ():
         owner = scope.get(getattr(getattr(node, "value", None), "id", None))  # of the attribute, where this is one

@@ -412,8 +412,11 @@ SCALES = [1, 2]
 WEIGHTS = np.ones(3)
 width = 5
 
+total = 7
+
 def used(x, sigma=SIGMA):
-    return x * FACTOR + SCALES[0] + WEIGHTS[0]
+    total = x * FACTOR
+    return total + SCALES[0] + WEIGHTS[0]
 
 def unused(x):
     return x
@@ -453,6 +456,7 @@ def build():
         ("Docstring.", "Another.", True),
         ("x * FACTOR", "(x*FACTOR)", True),
         ("def unused(x):\n    return x", "def unused(x):\n    return 2 * x", True),
+        ("total = 7", "total = 8", True),  # the code has a variable of its own of that name
         ("width = 5", "width = 6", True),  # the code uses an attribute of that name only
         ("x * FACTOR", "x + FACTOR", False),
         ("FACTOR = 2", "FACTOR = 3", False),
