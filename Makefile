@@ -27,7 +27,7 @@ notebook: .venv/ready
 	$(BIN)/python tests/notebook.py
 
 bench: .venv/ready
-	$(BIN)/python tests/benchmark.py
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/benchmark.py
 
 colab: .venv/ready
 	$(BIN)/python tests/colab.py
