@@ -70,6 +70,20 @@ with _start_up_messages_hidden():
 tf.get_logger().setLevel("ERROR")  # its warnings on retracing mean nothing where every run has a model of its own
 
 METHODS = ("Supervised", "SemiC", "SemiCT", "SemiCTE")
+
+# What the released code does and the report does not say, by name; the notebook's section 10 tells it. The numbers are
+# rows of the list of observations that this project started from.
+SWITCHES = {
+    "inference_mode": "row 1: the network is called as for inference also while it trains",
+    "one_angle": "row 2: one rotation angle for all images and steps",
+    "restored_moments": "row 3: step two goes on with the moments of step one's Adam",
+    "restored_rate": "row 3: and with its learning rate",
+    "clipped_probabilities": "row 4: the divergences are computed from probabilities cut off at 1e-7",
+    "one_sided_loss": "row 5: the supervised loss takes the direction from label to prediction alone",
+    "filled_batches": "row 8: an epoch's last batch is filled up with the epoch's first images",
+    "whole_shifts": "row 9: shifts by whole numbers of pixels, -10 ... 9",
+}
+RECIPES = {"reported": frozenset(), "released": frozenset(SWITCHES)}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 METRICS = (
     "loss",
@@ -79,6 +93,8 @@ METRICS = (
     "consistency",
     "accuracy_clean",
     "accuracy_transformed",
+    "largest_class",
+    "prediction_entropy",
 )
 
 # Okabe and Ito's palette, which stays apart for colour-blind readers: one colour a method, throughout.
@@ -132,6 +148,82 @@ def print_environment():
         )
 
 
+# ---------------------------------------------------------------------------------- devices
+
+
+def device_strategy():
+    """How the training is spread: over all GPUs of this machine where there are several.
+
+    Returns:
+        tf.distribute.Strategy.
+
+    Raises:
+        NotImplementedError: TF_CONFIG names several machines. Keras 3 cannot train on them: its `fit` fails
+            on what `MultiWorkerMirroredStrategy` hands it (Keras's issue 20585; tests/test_devices.py shows it).
+    """
+    cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+    if sum(map(len, cluster.values())) > 1:
+        raise NotImplementedError(
+            "TF_CONFIG names several machines, and Keras 3 cannot train on more than one (its issue 20585). "
+            "Unset TF_CONFIG; several GPUs of one machine are used without it."
+        )
+    gpus = tuple(device.name for device in tf.config.list_logical_devices("GPU"))
+    return mirrored(gpus) if len(gpus) > 1 else tf.distribute.get_strategy()
+
+
+@functools.cache  # two strategies over the same devices get in each other's way
+def mirrored(devices):
+    """MirroredStrategy over these devices, a tuple of their names."""
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def give_to_all(strategy, batches):
+    """Hand every batch, whole, to each device; each then takes its `own_share`.
+
+    Args:
+        strategy: tf.distribute.Strategy.
+        batches: tf.data.Dataset.
+
+    Returns:
+        dataset for `fit` and `evaluate`, without an end: they need to be told the number of steps. (On several
+        devices Keras looks at one batch more than it uses, and fails at the end of a set that ends.)
+    """
+
+    def copies(batch):
+        return tf.data.Dataset.from_tensors(batch).repeat(strategy.num_replicas_in_sync)
+
+    return strategy.distribute_datasets_from_function(lambda context: batches.flat_map(copies).repeat().prefetch(2))
+
+
+def own_share(*tensors):
+    """This device's part of a batch: with k devices every k-th image, with one all of them.
+
+    To be called in a training or test step. Images are fetched and transformed before, whole batches on every
+    device, which costs next to nothing and makes the result the same for any number of devices.
+    """
+    context = tf.distribute.get_replica_context()
+    first, step = context.replica_id_in_sync_group, context.num_replicas_in_sync
+    return [tensor[first::step] for tensor in tensors]
+
+
+def sum_over_devices(value):
+    """Sum of a scalar that each device has one of; with one device the value itself."""
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def share_of_mean(values, weights):
+    """What this device adds to the weighted mean over the whole batch; 0 where all weights are 0.
+
+    Optimizers add up the gradients of all devices, so these shares must add up to the mean. A mean of the devices'
+    own means would be wrong wherever labelled images are spread unevenly.
+
+    Args:
+        values: float (n,), of the device's own images.
+        weights: float (n,).
+    """
+    return tf.math.divide_no_nan(tf.reduce_sum(values * weights), sum_over_devices(tf.reduce_sum(weights)))
+
+
 # --------------------------------------------------------------------------------- settings
 
 
@@ -144,7 +236,7 @@ def settings_controls(presets, transforms):
 
     Returns:
         namespace of widgets: `preset`, `transforms`, `learning_rate`, `fine_tuning_rate`,
-        `precision`, `consistency_weight`, `seed`, and `panel`, the box that shows them all.
+        `precision`, `recipe`, `consistency_weight`, `seed`, and `panel`, the box that shows them all.
 
     Raises:
         ValueError: REPRODUCTION_PRESET names no preset.
@@ -167,6 +259,7 @@ def settings_controls(presets, transforms):
         precision=widgets.Dropdown(
             options=["automatic", *PRECISIONS], value="automatic", description="precision", **wide
         ),
+        recipe=widgets.Dropdown(options=list(RECIPES), value="reported", description="recipe", **wide),
         consistency_weight=widgets.FloatSlider(
             value=1.0, min=0.0, max=10.0, step=0.1, description="consistency weight", **wide
         ),
@@ -185,7 +278,8 @@ def read_settings(controls, presets):
 
     Returns:
         namespace with `preset`, `transforms` (tuple of str), `learning_rate`, `fine_tuning_rate`,
-        `consistency_weight` (floats), `precision` (one of PRECISIONS), `seed` (int) and the preset's sizes.
+        `consistency_weight` (floats), `precision` (one of PRECISIONS), `recipe` (one of RECIPES), `seed` (int) and the
+        preset's sizes.
 
     Raises:
         ValueError: no transform is selected.
@@ -196,14 +290,19 @@ def read_settings(controls, presets):
     for name in ("learning_rate", "fine_tuning_rate", "consistency_weight"):
         values[name] = float(f"{values[name]:.6g}")  # a slider moved there and back returns 0.00099999...
     if values["precision"] == "automatic":
-        values["precision"] = automatic_precision(values["preset"])
+        values["precision"] = automatic_precision(values["preset"], presets[values["preset"]]["width"])
     return types.SimpleNamespace(**values, **presets[values["preset"]])
 
 
-def automatic_precision(preset):
+def automatic_precision(preset, width):
     """Fastest type for the network's products that the device has; float32 for `paper`, as in the report.
 
-    In the mixed types, weights, losses and statistics stay float32.
+    In the mixed types, weights, losses and statistics stay float32. On processors, networks narrower than 16 are
+    slower in bfloat16 than in float32 (here, widths 4 and 8 took 150 ms a step instead of 50 and 70).
+
+    Args:
+        preset: name of the preset.
+        width: of the network.
 
     Returns:
         str, one of PRECISIONS.
@@ -216,7 +315,7 @@ def automatic_precision(preset):
         return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16" if capability >= (7, 0) else "float32"
     processor = pathlib.Path("/proc/cpuinfo")
     flags = processor.read_text().split() if processor.exists() else ()
-    return "mixed_bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+    return "mixed_bfloat16" if width >= 16 and {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
 
 
 # ------------------------------------------------------------------------------------- data
@@ -368,6 +467,8 @@ class Split:
     def pool(self, configuration):
         """All images that a run needs, on the device, and which of them are for what.
 
+        A run that wants fewer images than a subset has gets the first ones.
+
         Returns:
             (ImagePool, dict): the positions of "training", "validation" and "test" as ranges.
 
@@ -417,8 +518,8 @@ def to_unit_range(images):
     return tf.cast(images, tf.float32) / 255
 
 
-def split(name, arrays, ranges, sizes):
-    """Cut the data as the report did, the first images of each range where a preset takes fewer.
+def split(name, arrays, ranges):
+    """Cut the data as the report did.
 
     The split depends on the order of the data alone, never on a seed. What is unlabelled loses its
     labels here; only their histogram survives, for the figure.
@@ -427,7 +528,6 @@ def split(name, arrays, ranges, sizes):
         name: of the data set.
         arrays: ((x_train, y_train), (x_test, y_test)).
         ranges: dict of "labeled", "unlabeled", "validation" to (start, stop) in the training images.
-        sizes: namespace with `labeled`, `unlabeled`, `validation` and `test`, how many to take.
 
     Returns:
         Split.
@@ -436,14 +536,14 @@ def split(name, arrays, ranges, sizes):
         ValueError: the ranges overlap.
     """
     (images, labels), (test_images, test_labels) = arrays
-    indices = {subset: np.arange(*bounds)[: getattr(sizes, subset)] for subset, bounds in ranges.items()}
-    everything = np.concatenate([np.arange(*bounds) for bounds in ranges.values()])
+    indices = {subset: np.arange(*bounds) for subset, bounds in ranges.items()}
+    everything = np.concatenate(list(indices.values()))
     if len(np.unique(everything)) != len(everything):
         raise ValueError(f"The ranges {ranges} overlap: an image would be in two subsets.")
     digest = zlib.crc32(repr(ranges).encode())
     for array in (images, labels, test_images, test_labels):
         digest = zlib.crc32(np.ascontiguousarray(array), digest)
-    labels, test_labels = labels.astype(np.int32)[:, 0], test_labels.astype(np.int32)[: sizes.test, 0]
+    labels, test_labels = labels.astype(np.int32)[:, 0], test_labels.astype(np.int32)[:, 0]
     subsets = {subset: labels[chosen] for subset, chosen in indices.items()} | {"test": test_labels}
     return Split(
         name=name,
@@ -452,7 +552,7 @@ def split(name, arrays, ranges, sizes):
         unlabeled_images=images[indices["unlabeled"]],
         validation_images=images[indices["validation"]],
         validation_labels=subsets["validation"],
-        test_images=test_images[: sizes.test],
+        test_images=test_images,
         test_labels=test_labels,
         class_counts={subset: np.bincount(values, minlength=10) for subset, values in subsets.items()},
         digest=f"{digest:08x}",
@@ -641,12 +741,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Keras 3 takes several passes over memory for what this op does in one. Variables, moving
     averages, saved weights (in which the name of the class stands, so it has the parent's) and
-    everything at inference are those of the parent class.
+    everything at inference are those of the parent class. On several devices, where statistics must be
+    taken over all of them, the parent does all the work.
     """
+
+    def __init__(self, **arguments):
+        devices = tf.distribute.get_strategy().num_replicas_in_sync
+        super().__init__(**({"synchronized": devices > 1} | arguments))
 
     def call(self, inputs, training=None, mask=None):
         """Normalise images (n, height, width, channels); in training, by the batch's own statistics."""
-        if not (training and self.trainable):
+        if self.synchronized or not (training and self.trainable):
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs, scale=self.gamma, offset=self.beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True
@@ -658,10 +763,51 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
 
+class DistributionMean(keras.metrics.Metric):
+    """Mean over all images of a distribution over the classes, summed up in one number.
+
+    Args:
+        summary: function of the mean (classes,) to a scalar.
+        classes: number of classes.
+        name: of the metric.
+    """
+
+    def __init__(self, summary, classes=10, name=None):
+        super().__init__(name=name)
+        self.summary = summary
+        self.total = self.add_weight(shape=(classes,), initializer="zeros", name="total")
+
+    def update_state(self, distributions):
+        """Add distributions, float (n, classes)."""
+        self.total.assign_add(tf.reduce_sum(distributions, axis=0))
+
+    def result(self):
+        return self.summary(tf.math.divide_no_nan(self.total.value, tf.reduce_sum(self.total.value)))
+
+
+def new_metrics():
+    """The metrics of a model: dict of each name in METRICS to a `keras.metrics.Metric`."""
+    summaries = {"largest_class": tf.reduce_max, "prediction_entropy": entropy}
+    return {
+        name: DistributionMean(summaries[name], name=name) if name in summaries else keras.metrics.Mean(name=name)
+        for name in METRICS
+    }
+
+
+def entropy(distribution):
+    """Entropy in nats of a distribution (classes,): ln 10 for ten equally likely classes, 0 for a sure one."""
+    return -tf.reduce_sum(tf.math.xlogy(distribution, distribution))
+
+
 # ------------------------------------------------------------------------------------ runs
 
 EVALUATION_BATCH = 250
 EVALUATION_SEED = (20210416, 0)  # the same transformed test images for every run
+
+
+def joined(switches):
+    """Names of switches as `Configuration` takes them."""
+    return "+".join(sorted(switches))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -690,6 +836,8 @@ class Configuration:
     seed: int = 0
     dataset: str = "cifar10"
     precision: str = "float32"
+    switches: str = ""  # names of SWITCHES in the alphabet's order, with + between them
+    steps: int = 0  # steps of an epoch; 0 is as many as show every image once
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -705,7 +853,11 @@ class Configuration:
         for name in ("width", "labeled", "epochs", "batch_size", "test", "validation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("unlabeled", "seed"):
+        if self.active - SWITCHES.keys() or self.switches != joined(self.active):
+            raise ValueError(
+                f"switches is {self.switches!r}; it must be some of {joined(SWITCHES)}, in this order, joined by +."
+            )
+        for name in ("unlabeled", "seed", "steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -734,9 +886,26 @@ class Configuration:
         return f"{self.method}, {self.transform}"
 
     @property
+    def active(self):
+        """Set of the names in `switches`."""
+        return frozenset(filter(None, self.switches.split("+")))
+
+    @property
+    def steps_per_epoch(self):
+        """Batches of an epoch."""
+        return self.steps or math.ceil((self.labeled + self.unlabeled) / self.batch_size)
+
+    @property
     def pairs(self):
         """Image pairs (an image and its transformed copy) that training passes through the network."""
-        return self.epochs * (self.labeled + self.unlabeled)
+        return self.epochs * min(self.steps_per_epoch * self.batch_size, self.labeled + self.unlabeled)
+
+    @property
+    def recipe(self):
+        """Name of the recipe: one of RECIPES, or the nearest of them with what is added or left out."""
+        name = min(RECIPES, key=lambda name: len(self.active ^ RECIPES[name]))
+        added, left_out = sorted(self.active - RECIPES[name]), sorted(RECIPES[name] - self.active)
+        return " ".join([name, *(f"+ {switch}" for switch in added), *(f"- {switch}" for switch in left_out)])
 
 
 def reachable(*roots):
@@ -842,11 +1011,15 @@ def _syntax_tree(function):
 
 
 def jit_choice(*roots):
-    """What to give to `compile` as jit_compile: no XLA where `elasticdeform_warp` is used, else Keras's choice."""
-    return False if elasticdeform_warp in reachable(*roots).values() else "auto"
+    """What to give to `compile` as jit_compile: Keras's choice where XLA can compile the step, else False.
+
+    It cannot where `elasticdeform_warp` is used, nor the sums over several devices.
+    """
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    return False if several or elasticdeform_warp in reachable(*roots).values() else "auto"
 
 
-def training_batches(positions, batch_size, seed, first_epoch, epochs):
+def training_batches(positions, batch_size, seed, first_epoch, epochs, steps=None, fill=False):
     """Batches of the epochs `first_epoch` ... `epochs` - 1, each in an order of its own.
 
     Order and transforms' seeds follow from (seed, epoch, step) alone, so a resumed run sees what an
@@ -858,6 +1031,8 @@ def training_batches(positions, batch_size, seed, first_epoch, epochs):
         seed: of the run.
         first_epoch: where to begin, from 0.
         epochs: where to end.
+        steps: batches of an epoch, at most as many as show every image once, which is also the default.
+        fill: fill up an epoch's last batch with the epoch's first images.
 
     Returns:
         tf.data.Dataset of {"positions": int32 (batch_size,), "seed": int32 (2,)}.
@@ -866,14 +1041,12 @@ def training_batches(positions, batch_size, seed, first_epoch, epochs):
     def one_epoch(epoch):
         epoch_seed = tf.random.fold_in([seed, 0], epoch)
         order = tf.random.experimental.stateless_shuffle(tf.range(positions.start, positions.stop), seed=epoch_seed)
-        return (
-            tf.data.Dataset.from_tensor_slices(order)
-            .batch(batch_size)
-            .enumerate()
-            .map(functools.partial(_batch, epoch_seed))
-        )
+        if fill:
+            order = tf.concat([order, order[: -len(positions) % batch_size]], axis=0)
+        batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size).take(-1 if steps is None else steps)
+        return batches.enumerate().map(functools.partial(_batch, epoch_seed))
 
-    return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(2)
+    return _as_it_is(tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(2))
 
 
 def evaluation_batches(positions):
@@ -887,7 +1060,18 @@ def evaluation_batches(positions):
     """
     order = tf.range(positions.start, positions.stop)
     batches = tf.data.Dataset.from_tensor_slices(order).batch(EVALUATION_BATCH).enumerate()
-    return batches.map(functools.partial(_batch, EVALUATION_SEED)).prefetch(2)
+    return _as_it_is(batches.map(functools.partial(_batch, EVALUATION_SEED)).prefetch(2))
+
+
+def _as_it_is(dataset):
+    """Leave nothing in the pipeline to be tuned while it runs.
+
+    The thread that does it sleeps twice as long each time, up to a minute, and who drops the dataset waits until it
+    wakes: a training of 1.4 s took 2.6 s, one of 3.6 s took 5.1 s.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def _batch(seed, step, positions):
@@ -909,6 +1093,28 @@ def save_weights(model, path):
     partial = path.with_name("partial." + path.name)
     model.save_weights(partial)
     os.replace(partial, path)
+
+
+def load_start(model, folder, configuration):
+    """Give a fresh model the weights of a finished run, and of its optimizer only what the switches name.
+
+    Args:
+        model: compiled, its optimizer built.
+        folder: of the finished run.
+        configuration: of the run that starts from it.
+    """
+    fresh = [(variable, variable.numpy()) for variable in model.optimizer.variables]
+    epochs = len(json.loads((folder / "record.json").read_text())["history"])
+    model.load_weights(checkpoint_path(folder, epochs))
+    for variable, value in fresh:
+        switch = "restored_rate" if variable.path.endswith("/learning_rate") else "restored_moments"
+        if switch not in configuration.active:
+            variable.assign(value)
+
+
+def checkpoint_path(folder, epoch):
+    """File of the weights and the optimizer's state after `epoch` epochs."""
+    return folder / f"epoch-{epoch:04d}.weights.h5"
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -939,25 +1145,24 @@ class Checkpoint(keras.callbacks.Callback):
             return 0
         kept = json.loads(progress.read_text())
         self.history, self.seconds = kept["history"], kept["seconds"]
-        model.load_weights(self._weights(len(self.history)))
+        model.load_weights(checkpoint_path(self.folder, len(self.history)))
         return len(self.history)
-
-    def _weights(self, epoch):
-        return self.folder / f"epoch-{epoch:04d}.weights.h5"
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.perf_counter()
         generators = [layer.seed_generator for layer in self.model.network.layers if hasattr(layer, "seed_generator")]
         for number, generator in enumerate(generators):
-            state = tf.random.fold_in(tf.random.fold_in([self.seed, 1], epoch), number)
-            generator.state.assign(tf.cast(state, generator.state.dtype))
+            seed = tf.random.fold_in(tf.random.fold_in([self.seed, 1], epoch), number)
+            copies = self.model.distribute_strategy.experimental_local_results(generator.state.value)
+            for device, state in enumerate(copies):
+                state.assign(tf.cast(tf.random.fold_in(seed, device), state.dtype))
 
     def on_epoch_end(self, epoch, logs=None):
         self.history.append({name: float(value) for name, value in logs.items()})
         self.seconds += time.perf_counter() - self.started
-        save_weights(self.model, self._weights(epoch + 1))
+        save_weights(self.model, checkpoint_path(self.folder, epoch + 1))
         write_json(self.folder / "progress.json", {"history": self.history, "seconds": self.seconds})
-        self._weights(epoch).unlink(missing_ok=True)
+        checkpoint_path(self.folder, epoch).unlink(missing_ok=True)
 
 
 class LiveStatus(keras.callbacks.Callback):
@@ -1068,6 +1273,7 @@ class Runner:
     def __init__(self, data, build_model, transforms, plan, preset, folder="runs"):
         self.data, self.build_model, self.transforms = data, build_model, transforms
         self.plan, self.preset, self.folder = plan, preset, pathlib.Path(folder)
+        self.strategy = device_strategy()
 
     def fingerprint(self, configuration):
         """Digest of the code and the data that determine this run's numbers.
@@ -1110,17 +1316,18 @@ class Runner:
         policy = keras.mixed_precision.dtype_policy()
         keras.mixed_precision.set_dtype_policy(configuration.precision)
         try:
-            model = self.build_model(configuration, transform, pool)
+            with self.strategy.scope():
+                model = self.build_model(configuration, transform, pool)
+                model.optimizer.build(model.trainable_variables)
         finally:
             keras.mixed_precision.set_dtype_policy(policy)
-        model.optimizer.build(model.trainable_variables)
         if configuration.starting_run:
             start = self.folder / configuration.starting_run / self.fingerprint(configuration)
             if not (start / "record.json").exists():
                 raise FileNotFoundError(
                     f"{configuration.title} starts from the run {start}, which is not finished: train step one first."
                 )
-            model.network.load_weights(start / "network.weights.h5")
+            load_start(model, start, configuration)
         return model
 
     def train(self, configurations):
@@ -1151,29 +1358,43 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
         keras.utils.clear_session()
         gc.collect()  # models hold reference cycles, and each holds its images
-        pool, places = self.data.pool(configuration)
+        with self.strategy.scope():
+            pool, places = self.data.pool(configuration)
         model = self.model(configuration, pool)
+        for use, positions in places.items():
+            size = configuration.batch_size if use == "training" else EVALUATION_BATCH
+            last = len(positions) % size or size
+            if last < self.strategy.num_replicas_in_sync:
+                raise ValueError(
+                    f"The last batch of {len(positions)} {use} images holds {last}, fewer than there are devices "
+                    f"({self.strategy.num_replicas_in_sync}): choose another number of images."
+                )
+        validation, test = (evaluation_batches(places[use]) for use in ("validation", "test"))
         checkpoint = Checkpoint(folder, configuration.seed)
         finished_epochs = checkpoint.restore(model)
         status.start(index, finished_epochs)
         if finished_epochs < configuration.epochs:
+            training = training_batches(
+                places["training"],
+                configuration.batch_size,
+                configuration.seed,
+                finished_epochs,
+                configuration.epochs,
+                configuration.steps_per_epoch,
+                fill="filled_batches" in configuration.active,
+            )
             model.fit(
-                training_batches(
-                    places["training"],
-                    configuration.batch_size,
-                    configuration.seed,
-                    finished_epochs,
-                    configuration.epochs,
-                ),
+                give_to_all(self.strategy, training),
                 initial_epoch=finished_epochs,
                 epochs=configuration.epochs,
-                steps_per_epoch=math.ceil(len(places["training"]) / configuration.batch_size),
-                validation_data=evaluation_batches(places["validation"]),
+                steps_per_epoch=configuration.steps_per_epoch,
+                validation_data=give_to_all(self.strategy, validation),
+                validation_steps=len(validation),
                 callbacks=[checkpoint, status],
                 shuffle=False,  # the batches come in the epoch's own order
                 verbose=0,
             )
-        metrics = model.evaluate(evaluation_batches(places["test"]), return_dict=True, verbose=0)
+        metrics = model.evaluate(give_to_all(self.strategy, test), steps=len(test), return_dict=True, verbose=0)
         save_weights(model.network, folder / "network.weights.h5")
         record = {
             "id": configuration.id,
@@ -1348,7 +1569,8 @@ def check_claims(claims, records, caption):
 def run_row(record):
     """One row of `results/runs.csv` from a run's record: dict of column to value."""
     everything = {**record["environment"], **record["metrics"], **record["configuration"], **record}
-    return {"recipe": "reported"} | {column: everything[column] for column in RUN_COLUMNS if column in everything}
+    everything["recipe"] = Configuration(**record["configuration"]).recipe
+    return {column: everything[column] for column in RUN_COLUMNS if column in everything}
 
 
 def publish(records, folder="results"):
@@ -1395,6 +1617,41 @@ def read_csv(path):
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def shipped(name):
+    """Content of a file in results/, beside this module: rows of a .csv, what a .json holds; None if it is missing."""
+    path = pathlib.Path(__file__).resolve().parent / "results" / name
+    if name.endswith(".csv"):
+        return read_csv(path) or None
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def estimate_times(pairs, peaks):
+    """Estimate how long trainings take on some GPUs, from the measurements in results/benchmark.json.
+
+    Args:
+        pairs: dict of name to image pairs, at the network's full width.
+        peaks: dict of GPU to its peak speed, in TFLOP/s.
+
+    Returns:
+        Table of times.
+    """
+    measured = shipped("benchmark.json")
+    if measured is None:
+        return Table((), [], "This table needs the folder results/ of the repository beside helpers.py.")
+    operations, rows = measured["operations_per_image"], []
+    for gpu, peak in peaks.items():
+        for fraction in (measured["peak_fraction"], measured["peak_fraction"] / 3):
+            times = (duration(2 * count * operations / (fraction * peak * 1e12)) for count in pairs.values())
+            rows.append((gpu, f"{peak:g} TFLOP/s", f"{fraction:.2f}", *times))
+    machine = f"{measured['environment']['device']}, {measured['environment']['cores']} cores"
+    caption = (
+        f"ESTIMATE for the preset paper: {operations / 1e9:.2f} GFLOP an image, and the fraction "
+        f"{measured['peak_fraction']:.2f} as measured on {machine} ({measured['date']}), and a third of it"
+    )
+    names = (f"{name} ({count / 1e6:.2f} million pairs)" for name, count in pairs.items())
+    return Table(("GPU", "peak", "fraction", *names), rows, caption)
 
 
 # --------------------------------------------------------------------------------- figures

@@ -1,21 +1,27 @@
-"""`make bench`: what our training costs beside a plain loop, in one run on one machine.
+"""`make bench`: what our training costs beside a plain loop, and where its time goes, in one run on one machine.
 
 The plain loop works as the report's released code does: elasticdeform through a TensorFlow callback, image by
 image, batches from a Python generator, Keras's own batch normalisation, float32. Repeats alternate, so that a machine
 that gets slower for a while does so for both; medians are shown, with the lowest and the highest.
 """
 
+import argparse
+import collections
 import contextlib
-import json
+import datetime
+import pathlib
+import re
 import resource
 import tempfile
 import time
+import types
 
 import elasticdeform.tf
 import keras
 import notebook
 import numpy as np
 import tensorflow as tf
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 import helpers
 
@@ -71,8 +77,9 @@ class PlainLoop:
     """A training step fed with NumPy arrays by a Python generator."""
 
     def __init__(self, method, name, images, labels):
+        pool = types.SimpleNamespace(fetch=lambda batch: batch)  # the batch itself holds images and labels
         with keras_normalization():
-            self.model = method.ConsistencyModel(method.build_network(WIDTH), callback_transform(name))
+            self.model = method.ConsistencyModel(method.build_network(WIDTH), callback_transform(name), pool=pool)
         self.optimizer = keras.optimizers.Adam(1e-3)
         self.optimizer.build(self.model.trainable_variables)
         self.batches = self.generate(images, labels)
@@ -85,10 +92,11 @@ class PlainLoop:
             yield images[chosen].astype(np.float32) / 255, labels[chosen].astype(np.int32)
 
     def train_batch(self, images, labels):
+        batch = {"positions": (images, labels), "seed": tf.constant([0, 0])}
         with tf.GradientTape() as tape:
-            total, measures = self.model.losses_and_measures(images, labels, tf.constant([0, 0]), training=True)
+            total, measures = self.model.loss_and_measures(batch, training=True)
         self.optimizer.apply(tape.gradient(total, self.model.trainable_variables), self.model.trainable_variables)
-        return self.model.update_means(measures)
+        return self.model.update_metrics(total, measures)
 
     def step(self):
         images, labels = next(self.batches)
@@ -127,22 +135,23 @@ def network_operations(network):
 
 
 def bench_warp(method, rows, results, repeats=7):
-    """(a) Milliseconds an image, batch 128."""
-    images = tf.random.stateless_uniform([BATCH, 32, 32, 3], [0, 0])
+    """(a) Milliseconds an image, batch 128; returns the seconds that each of our transforms takes for a batch."""
+    images, ours = tf.random.stateless_uniform([BATCH, 32, 32, 3], [0, 0]), {}
     results["warp_speedup"] = {}
-    for name in ("shift", "rotation"):
-        callback = tf.function(callback_transform(name))
-        ours = tf.function(method.TRANSFORMS[name])
+    for name, transform in method.TRANSFORMS.items():
+        jobs = {"ours": tf.function(transform), "callback": tf.function(callback_transform(name))}
         seconds = interleave(
-            repeats, ours=lambda f=ours: f(images, [0, 0]).numpy(), callback=lambda f=callback: f(images, None).numpy()
+            repeats, **{kind: lambda job=job: job(images, tf.constant([0, 0])).numpy() for kind, job in jobs.items()}
         )
+        ours[name] = float(np.median(seconds["ours"]))
         for kind, values in seconds.items():
             rows.append((f"(a) {name}, {kind}", "ms an image", spread(values * 1e3 / BATCH)))
-        results["warp_speedup"][name] = float(np.median(seconds["callback"]) / np.median(seconds["ours"]))
-        results.setdefault("warp_seconds", {})[name] = float(np.median(seconds["ours"]))
+        if name != "noise":  # which has no callback
+            results["warp_speedup"][name] = float(np.median(seconds["callback"]) / ours[name])
+    return ours
 
 
-def bench_step(method, rows, results, precision, repeats=4):
+def bench_step(method, rows, results, precision, transform_seconds, repeats=5):
     """(b) Image pairs a second, ours and the plain loop; (d) seconds to the first step."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (2048, 32, 32, 3), dtype=np.uint8)
@@ -158,28 +167,68 @@ def bench_step(method, rows, results, precision, repeats=4):
         for kind, values in seconds.items():
             rows.append((f"(b) {name}, {kind}", "image pairs a second", spread(BATCH / values)))
         results["step_speedup"][name] = float(np.median(seconds["plain"]) / np.median(seconds["ours"]))
-        if name in results["warp_seconds"]:
-            results["transform_share"][name] = results["warp_seconds"][name] / float(np.median(seconds["ours"]))
+        results["transform_share"][name] = transform_seconds[name] / float(np.median(seconds["ours"]))
     results["first_step_seconds"] = first
-    results["step_seconds"] = float(np.median(seconds["ours"]))
     rows.append(("(d) rotation, ours", "seconds to the first step", f"{first:.1f}"))
     return ours
 
 
-def bench_peak(method, rows, results, ours, precision, repeats=7):
+def bench_peak(rows, results, ours, precision, repeats=7):
     """(c) Share of a large matrix product's speed that the step reaches, measured in turn with the step."""
-    kind = tf.bfloat16 if precision == "mixed_bfloat16" else tf.float16 if precision == "mixed_float16" else tf.float32
-    left, right = (tf.cast(tf.random.stateless_normal([4096, 4096], [0, k]), kind) for k in range(2))
-    seconds = interleave(repeats, product=lambda: tf.linalg.matmul(left, right)[0, 0].numpy(), step=ours.step)
-    product = 2 * 4096**3 / np.median(seconds["product"])
-    step = network_operations(ours.model.network) * 2 * BATCH / np.median(seconds["step"])
-    results["peak_fraction"] = float(step / product)
-    results["operations_per_image"] = network_operations(ours.model.network)
-    rows.append(("(c) matrix product 4096", "GFLOP/s", f"{product / 1e9:.0f}"))
-    rows.append(("(c) step", "GFLOP/s", f"{step / 1e9:.0f}"))
+    low = tf.as_dtype(precision.removeprefix("mixed_"))
+    jobs = {"step": ours.step}
+    for kind in dict.fromkeys((low, tf.float32)):
+        left, right = (tf.cast(tf.random.stateless_normal([4096, 4096], [0, k]), kind) for k in range(2))
+        jobs[kind.name] = lambda left=left, right=right: tf.linalg.matmul(left, right)[0, 0].numpy()
+    seconds = interleave(repeats, **jobs)
+    operations = network_operations(ours.model.network)
+    step = operations * 2 * BATCH / seconds.pop("step")
+    products = {name: 2 * 4096**3 / values for name, values in seconds.items()}
+    for name, values in products.items():
+        rows.append((f"(c) matrix product 4096, {name}", "GFLOP/s", spread(values / 1e9, "{:.0f}")))
+    rows.append(("(c) step", "GFLOP/s", spread(step / 1e9, "{:.0f}")))
+    results["peak_fraction"] = float(np.median(step) / np.median(products[low.name]))
+    results["product_gflops"] = {name: float(np.median(values) / 1e9) for name, values in products.items()}
+    results["operations_per_image"] = operations
 
 
-def bench_growth(method, rows, results, repeats=2):
+KINDS = {
+    "convolutions, forward": r"Conv2D$",
+    "convolutions, gradient of weights": r"Conv2DBackpropFilter",
+    "convolutions, gradient of inputs": r"Conv2DBackpropInput",
+    "batch normalisation": r"BatchNorm",
+    "leaky ReLU": r"LeakyRelu",
+    "pooling": r"MaxPool",
+    "transform (compiled by XLA)": r"^(Execute|Xla)",
+    "dropout": r"StatelessRandom|SelectV2|GreaterEqual",
+}
+
+
+def bench_profile(rows, results, ours, steps=4):
+    """(g) Where a step's time goes: share of the operations' summed times by kind, from TensorFlow's profiler."""
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        for _ in range(steps):
+            ours.step()
+        tf.profiler.experimental.stop()
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(path.read_bytes())
+    spent = collections.Counter()
+    for plane in space.planes:
+        if plane.name == "/host:CPU":
+            for line in plane.lines:
+                for event in line.events:
+                    name = plane.event_metadata[event.metadata_id].name
+                    operation = re.search(r"/[^:]*:_?([A-Za-z0-9]+)$", name)  # "path/of/the/operation:Type"
+                    if operation:
+                        found = (kind for kind, form in KINDS.items() if re.search(form, operation[1]))
+                        spent[next(found, "everything else")] += event.duration_ps
+    results["profile"] = {kind: value / spent.total() for kind, value in spent.most_common()}
+    for kind, share in results["profile"].items():
+        rows.append((f"(g) {kind}", "share of the step", f"{share:.1%}"))
+
+
+def bench_growth(method, rows, results, repeats=5):
     """(f) Seconds an epoch of 10, 20 and 40 thousand images, width 4."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (40000, 32, 32, 3), dtype=np.uint8)
@@ -188,10 +237,8 @@ def bench_growth(method, rows, results, repeats=2):
     model.compile(optimizer=keras.optimizers.Adam(1e-3))
 
     def epoch(count):
-        steps = -(-count // BATCH)
-        model.fit(
-            helpers.training_batches(range(count), BATCH, 0, 0, 1), steps_per_epoch=steps, shuffle=False, verbose=0
-        )
+        batches = helpers.training_batches(range(count), BATCH, 0, 0, 1)
+        model.fit(batches, steps_per_epoch=-(-count // BATCH), shuffle=False, verbose=0)
 
     counts = (10000, 20000, 40000)
     seconds = interleave(repeats, **{str(count): lambda count=count: epoch(count) for count in counts})
@@ -201,22 +248,43 @@ def bench_growth(method, rows, results, repeats=2):
         rows.append((f"(f) epoch of {count:,} images", "seconds", spread(seconds[str(count)])))
 
 
+def markdown(results):
+    """The measurements as README shows them."""
+    found = results["environment"]
+    lines = [
+        f"{found['device']}, {found['cores']} cores; TensorFlow {found['tensorflow']}, Keras {found['keras']}, "
+        f"Python {found['python']}; {results['precision']}; {results['date']}.",
+        "",
+        "| what | unit | median (lowest ... highest) |",
+        "| --- | --- | --- |",
+        *("| " + " | ".join(row) + " |" for row in results["rows"]),
+    ]
+    return "\n".join(lines)
+
+
 def main():
-    """Run everything, print one table, write runs/benchmark.json."""
+    """Run everything, print one table, write it down."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = notebook.ROOT / "runs" / "benchmark.json"
+    parser.add_argument("--output", type=pathlib.Path, default=default, help="where to write the figures")
+    output = parser.parse_args().output
     method = notebook.load_method(tempfile.mkdtemp())
-    precision = helpers.automatic_precision("quick")
-    rows, results = [], {"environment": helpers.environment(), "precision": precision}
-    bench_warp(method, rows, results)
-    ours = bench_step(method, rows, results, precision)
-    bench_peak(method, rows, results, ours, precision)
+    precision = helpers.automatic_precision("quick", WIDTH)
+    today = datetime.date.today().isoformat()
+    rows, results = [], {"environment": helpers.environment(), "precision": precision, "date": today}
+    transform_seconds = bench_warp(method, rows, results)
+    ours = bench_step(method, rows, results, precision, transform_seconds)
+    bench_peak(rows, results, ours, precision)
+    bench_profile(rows, results, ours)
     bench_growth(method, rows, results)
     results["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rows.append(("(e) peak memory", "MiB", f"{results['peak_memory_mib']:.0f}"))
-    print(helpers.Table(("what", "unit", "median (lowest ... highest)"), rows, f"precision of our step: {precision}"))
-    print(json.dumps({key: value for key, value in results.items() if key != "environment"}, indent=1))
-    folder = notebook.ROOT / "runs"
-    folder.mkdir(exist_ok=True)
-    helpers.write_json(folder / "benchmark.json", results)
+    results["rows"] = sorted(rows, key=lambda row: row[0][:3])
+    print(markdown(results))
+    for name in ("warp_speedup", "step_speedup", "transform_share", "peak_fraction", "linear_deviation"):
+        print(name, results[name])
+    output.parent.mkdir(exist_ok=True)
+    helpers.write_json(output, results)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import notebook
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import helpers
+
+# Two devices on one processor, for test_devices.py; everything else uses the first.
+processor = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +36,10 @@ def tiny(method):
 
 
 @pytest.fixture
-def data(shapes, tiny):
+def data(shapes):
     """Split of the generated set."""
     ranges = {"labeled": (0, 400), "unlabeled": (400, 1000), "validation": (1000, 1200)}
-    return helpers.split("shapes", shapes, ranges, tiny)
+    return helpers.split("shapes", shapes, ranges)
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ import helpers  # noqa: E402
 
 def method_source():
     """The cells tagged `method`, as one module's source."""
-    imports = "import dataclasses\n\nimport keras\nimport numpy as np\nimport tensorflow as tf\n\nimport helpers\n"
+    imports = "import dataclasses\nimport functools\nimport types\n\n"
+    imports += "import keras\nimport numpy as np\nimport tensorflow as tf\n\nimport helpers\n"
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     return "\n\n".join([imports, *(cell.source for cell in cells if "method" in cell.metadata.get("tags", []))])
 
@@ -40,8 +41,13 @@ def load_method(folder):
 def preset_settings(method, preset, **changes):
     """The settings that the notebook's untouched controls give at a preset."""
     values = {"transforms": tuple(method.TRANSFORMS), "learning_rate": 1e-3, "fine_tuning_rate": 1e-5}
-    values |= {"consistency_weight": 1.0, "seed": 0, "preset": preset, "precision": "float32"}
+    values |= {"consistency_weight": 1.0, "seed": 0, "preset": preset, "precision": "float32", "recipe": "reported"}
     return types.SimpleNamespace(**values | method.PRESETS[preset] | changes)
+
+
+def load_split(method):
+    """CIFAR-10 cut as the notebook cuts it, all of it."""
+    return helpers.split("cifar10", helpers.load_cifar10(), method.subset_ranges())
 
 
 def execute(target, folder, **environment):

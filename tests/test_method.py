@@ -148,36 +148,36 @@ def identity(images, seed):
     return images
 
 
-def make_model(method, transform=identity, weight=1.0, rate=1e-3, width=2, pool=None):
+def make_model(method, pool, transform=identity, weight=1.0, rate=1e-3, width=2, switches=()):
     keras.utils.set_random_seed(1)
-    model = method.ConsistencyModel(method.build_network(width), transform, weight, pool)
+    model = method.ConsistencyModel(method.build_network(width), transform, weight, pool, switches)
     model.compile(optimizer=keras.optimizers.Adam(rate))
     return model
 
 
-@pytest.fixture
-def batch(random):
-    images = random.random((8, 32, 32, 3), dtype=np.float32)
-    labels = np.array([0, 1, -1, 2, -1, -1, 3, 4], np.int32)
-    return tf.constant(images), tf.constant(labels)
+LABELS = np.array([0, 1, -1, 2, -1, -1, 3, 4])
 
 
 @pytest.fixture
-def pool(batch):
-    return helpers.ImagePool((batch[0].numpy() * 255).astype(np.uint8), batch[1].numpy())
+def pool(random):
+    return helpers.ImagePool(random.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), LABELS)
 
 
-BATCH = {"positions": tf.range(8), "seed": tf.constant(SEED)}
+def batch_of(*positions):
+    return {"positions": tf.constant(positions), "seed": tf.constant(SEED)}
 
 
-def test_identical_views_give_no_consistency_loss(method, batch):
-    _, measures = make_model(method).losses_and_measures(*batch, SEED, training=False)
+BATCH = batch_of(*range(8))
+
+
+def test_identical_views_give_no_consistency_loss(method, pool):
+    _, measures = make_model(method, pool).loss_and_measures(BATCH, training=False)
     np.testing.assert_allclose(measures["loss_consistency"][0], 0, atol=1e-6)
     np.testing.assert_array_equal(measures["consistency"][0], 1)
 
 
 def test_metrics_by_hand(method, pool):
-    model = make_model(method, method.gaussian_noise, weight=0.7, pool=pool)
+    model = make_model(method, pool, method.gaussian_noise, weight=0.7)
     result = {name: float(value) for name, value in model.test_step(BATCH).items()}
     images, labels = (values.numpy() for values in pool.fetch(BATCH["positions"]))
     copies = method.gaussian_noise(images, SEED)
@@ -190,6 +190,8 @@ def test_metrics_by_hand(method, pool):
     known = labels >= 0
     supervised = np.mean([symmetric(truth, first)[known], symmetric(truth, second)[known]])
     consistency = symmetric(first, second).mean()
+    shares = np.bincount(np.concatenate([view.argmax(-1) for view in (first, second)]), minlength=10) / 16
+    mean = np.exp(np.concatenate([first, second])).mean(0)
     right = np.array([view.argmax(-1)[known] == labels[known] for view in (first, second)])
     assert result == pytest.approx(
         {
@@ -200,6 +202,8 @@ def test_metrics_by_hand(method, pool):
             "accuracy_clean": right[0].mean(),
             "accuracy_transformed": right[1].mean(),
             "consistency": (first.argmax(-1) == second.argmax(-1)).mean(),
+            "largest_class": shares.max(),
+            "prediction_entropy": -(mean * np.log(mean)).sum(),
         },
         rel=1e-4,
         abs=1e-6,
@@ -207,40 +211,36 @@ def test_metrics_by_hand(method, pool):
     assert set(result) == set(helpers.METRICS)
 
 
-def test_order_of_the_batch_does_not_matter(method, batch):
-    order = [3, 1, 7, 0, 2, 6, 5, 4]
-    shuffled = [tf.gather(values, order) for values in batch]
-    losses = [make_model(method).losses_and_measures(*b, SEED, training=False)[0] for b in (batch, shuffled)]
+def test_order_of_the_batch_does_not_matter(method, pool):
+    model = make_model(method, pool)
+    losses = [model.loss_and_measures(b, training=False)[0] for b in (BATCH, batch_of(3, 1, 7, 0, 2, 6, 5, 4))]
     assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-5)
 
 
 def gradients(model, batch, training=False):
     with tf.GradientTape() as tape:
-        total = model.losses_and_measures(*batch, SEED, training)[0]
+        total = model.loss_and_measures(batch, training)[0]
     return tape.gradient(total, model.trainable_variables)
 
 
-def test_unlabelled_images_do_not_enter_the_supervised_term(method, batch):
-    model = make_model(method, method.gaussian_noise, weight=0.0)
-    known = batch[1].numpy() >= 0
-    # Noise drawn for a smaller batch is other noise, so the views are compared under the identity.
-    model.transform = identity
-    alone = [tf.boolean_mask(values, known) for values in batch]
-    for whole, part in zip(gradients(model, batch), gradients(model, alone), strict=True):
+def test_unlabelled_images_do_not_enter_the_supervised_term(method, pool):
+    model = make_model(method, pool, weight=0.0)
+    alone = batch_of(*np.flatnonzero(LABELS >= 0))
+    for whole, part in zip(gradients(model, BATCH), gradients(model, alone), strict=True):
         np.testing.assert_allclose(whole, part, rtol=1e-3, atol=1e-5)
 
 
-def test_a_batch_without_labels_learns_by_consistency_alone(method, batch):
-    unlabelled = batch[0], tf.fill([8], -1)
-    model = make_model(method, method.gaussian_noise, weight=0.0)
+def test_a_batch_without_labels_learns_by_consistency_alone(method, pool):
+    unlabelled = batch_of(*np.flatnonzero(LABELS < 0))
+    model = make_model(method, pool, method.gaussian_noise, weight=0.0)
     assert all(np.abs(g).max() == 0 for g in gradients(model, unlabelled))
     model.consistency_weight = 1.0
     assert max(np.abs(g).max() for g in gradients(model, unlabelled)) > 0
 
 
-def test_consistency_reaches_the_network_through_both_predictions(method, batch):
-    model = make_model(method, method.gaussian_noise)
-    images = batch[0]
+def test_consistency_reaches_the_network_through_both_predictions(method, pool):
+    model = make_model(method, pool)
+    images, _ = pool.fetch(BATCH["positions"])
     for frozen in (0, 1):
         with tf.GradientTape() as tape:
             views = [tf.nn.log_softmax(model(view)) for view in (images, method.gaussian_noise(images, SEED))]
@@ -250,7 +250,7 @@ def test_consistency_reaches_the_network_through_both_predictions(method, batch)
 
 
 def test_training_updates_statistics_and_evaluation_does_not(method, pool):
-    model = make_model(method, pool=pool)
+    model = make_model(method, pool)
     normalization = next(layer for layer in model.network.layers if isinstance(layer, keras.layers.BatchNormalization))
     before = normalization.moving_mean.numpy()
     model.test_step(BATCH)
@@ -260,7 +260,7 @@ def test_training_updates_statistics_and_evaluation_does_not(method, pool):
 
 
 def test_training_learns_a_batch_by_heart(method, pool):
-    model = make_model(method, method.gaussian_noise, rate=1e-2, width=8, pool=pool)
+    model = make_model(method, pool, method.gaussian_noise, rate=1e-2, width=8)
     dataset = tf.data.Dataset.from_tensors(BATCH).repeat()
     losses = model.fit(dataset, steps_per_epoch=40, epochs=2, shuffle=False, verbose=0).history["loss_supervised"]
     assert losses[1] < 0.5 * losses[0]
@@ -270,7 +270,7 @@ def test_training_learns_a_batch_by_heart(method, pool):
 def test_mixed_precision_scales_the_loss_and_trains(method, pool, policy):
     keras.mixed_precision.set_global_policy(policy)
     try:
-        model = make_model(method, method.random_shift, pool=pool)
+        model = make_model(method, pool, method.random_shift)
         before = [weight.numpy() for weight in model.trainable_variables]
         model.fit(tf.data.Dataset.from_tensors(BATCH), shuffle=False, verbose=0)
     finally:

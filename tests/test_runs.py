@@ -217,7 +217,7 @@ method = notebook.load_method(tempfile.mkdtemp())
 sizes = dict(width=2, labeled=96, unlabeled=400, validation=40, test=60, epochs_supervised=1, epochs=4)
 settings = notebook.preset_settings(method, "smoke", **sizes)
 ranges = {{"labeled": (0, 400), "unlabeled": (400, 1000), "validation": (1000, 1200)}}
-data = helpers.split("shapes", helpers.generate_shapes(1200, 300), ranges, settings)
+data = helpers.split("shapes", helpers.generate_shapes(1200, 300), ranges)
 plan = [method.plan(name, "shift", settings, "shapes") for name in ("Supervised", "SemiC", "SemiCT")]
 helpers.Runner(data, method.build_model, method.TRANSFORMS, plan, "smoke", sys.argv[1]).train(plan)
 """

@@ -1,0 +1,192 @@
+"""The recipe `released`: each switch changes what it names alone; without any the model is the reported one."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import helpers
+
+LOSSES = {"loss", "loss_supervised", "loss_consistency"}
+ANSWERS = {"accuracy", "accuracy_clean", "accuracy_transformed", "consistency", "largest_class", "prediction_entropy"}
+COPIES = LOSSES | ANSWERS - {"accuracy_clean"}  # what other copies may change, but for training's batch statistics
+BATCH = {"positions": tf.range(40), "seed": tf.constant([7, 8])}
+
+
+@pytest.fixture
+def make_model(method, data, tiny):
+    """A model for a transform and some switches whose predictions are as sure as after long training."""
+
+    def make(transform, *switches):
+        run = dataclasses.replace(method.plan("SemiC", transform, tiny, "shapes"), switches=helpers.joined(switches))
+        keras.utils.set_random_seed(3)
+        model = method.build_model(run, method.TRANSFORMS[transform], data.pool(run)[0])
+        model.network.layers[-1].kernel.assign(model.network.layers[-1].kernel * 300)
+        return model
+
+    return make
+
+
+def numbers(model, training):
+    """All metrics of one batch."""
+    model.reset_metrics()
+    return {name: float(v) for name, v in model.update_metrics(*model.loss_and_measures(BATCH, training)).items()}
+
+
+def differing(model, other, training):
+    one, two = numbers(model, training), numbers(other, training)
+    return {name for name in one if one[name] != pytest.approx(two[name], rel=1e-6, abs=1e-9)}
+
+
+# For each switch: the transforms it concerns, what it may change while training and what in evaluation.
+EFFECTS = {
+    "inference_mode": ({"noise", "shift", "rotation"}, LOSSES | ANSWERS, set()),
+    "one_angle": ({"rotation"}, LOSSES | ANSWERS, COPIES),
+    "restored_moments": (set(), set(), set()),
+    "restored_rate": (set(), set(), set()),
+    "clipped_probabilities": ({"noise", "shift", "rotation"}, LOSSES, LOSSES),
+    "one_sided_loss": ({"noise", "shift", "rotation"}, {"loss", "loss_supervised"}, {"loss", "loss_supervised"}),
+    "filled_batches": (set(), set(), set()),
+    "whole_shifts": ({"shift"}, LOSSES | ANSWERS, COPIES),
+}
+
+
+@pytest.mark.parametrize("transform", ["noise", "shift", "rotation"])
+@pytest.mark.parametrize("switch", helpers.SWITCHES)
+def test_a_switch_changes_what_it_names_in_a_step_and_nothing_else(make_model, switch, transform):
+    concerned, while_training, in_evaluation = EFFECTS[switch]
+    for training, allowed in ((True, while_training), (False, in_evaluation)):
+        # Dropout and the moving averages move on with every training step, so each one has fresh models.
+        changed = differing(make_model(transform), make_model(transform, switch), training)
+        assert changed <= (allowed if transform in concerned else set())
+        assert bool(changed) == (transform in concerned and bool(allowed))
+
+
+def test_without_switches_the_model_is_the_reported_one(method, data, tiny):
+    run = method.plan("SemiC", "rotation", tiny, "shapes")
+    assert run.switches == "" and run.recipe == "reported"
+    model = method.build_model(run, method.random_rotation, data.pool(run)[0])
+    assert model.transform is method.random_rotation and model.draw is None and not model.switches
+    named = dataclasses.replace(run, switches="clipped_probabilities")
+    assert named.id != run.id and named.recipe == "reported + clipped_probabilities"
+
+
+def test_inference_mode_leaves_the_statistics_alone(make_model):
+    for switches, moves in (((), True), (("inference_mode",), False)):
+        model = make_model("noise", *switches)
+        layer = next(layer for layer in model.network.layers if isinstance(layer, keras.layers.BatchNormalization))
+        model.train_step(BATCH)
+        assert np.any(layer.moving_mean.numpy() != 0) == np.any(layer.moving_variance.numpy() != 1) == moves
+
+
+def test_one_angle_turns_all_images_of_all_steps_alike(method, make_model):
+    drawn = []
+    original = method.rotation_maps
+    method.rotation_maps = lambda angles, height, width: drawn.append(angles.numpy()) or original(angles, height, width)
+    try:
+        model = make_model("rotation", "one_angle")
+        for seed in ([1, 2], [3, 4]):
+            for training in (True, False):
+                model.loss_and_measures(BATCH | {"seed": tf.constant(seed)}, training)
+    finally:
+        method.rotation_maps = original
+    trained, evaluated, *again = drawn
+    assert np.ptp(trained) == np.ptp(evaluated) == 0 and trained[0] != evaluated[0]
+    np.testing.assert_array_equal(again, [trained, evaluated])
+    assert abs(np.degrees(trained[0])) < 45
+
+
+def test_whole_shifts_go_from_minus_ten_to_nine(method):
+    ramp = tf.tile(tf.range(1.0, 65.0)[None, :, None, None], [2000, 1, 64, 1])
+    rows = method.random_shift(ramp, [1, 2], whole=True).numpy()[:, 32, 32, 0] - 33
+    np.testing.assert_allclose(rows, rows.round(), atol=1e-3)
+    assert set(rows.round()) == set(range(-10, 10))
+
+
+def test_clipped_divergence_is_keras_own_and_has_no_gradient_below_the_floor(method):
+    logits = tf.Variable([[0.0, 3.0, -20.0, 1.0], [30.0, 0.0, 1.0, 2.0], [0.5, 0.1, 0.2, 0.3]])
+    labels, switches = tf.constant([2, 1, 0]), {"clipped_probabilities", "one_sided_loss"}
+    truth = tf.one_hot(labels, 4)
+    original = method.label_log_probabilities
+    method.label_log_probabilities = lambda labels: original(labels, classes=4)
+    try:
+        with tf.GradientTape() as tape:
+            log_p = tf.nn.log_softmax(logits)
+            supervised, consistency = method.image_losses(log_p, log_p, labels, switches)
+    finally:
+        method.label_log_probabilities = original
+    np.testing.assert_allclose(supervised, keras.losses.kl_divergence(truth, tf.nn.softmax(logits)), rtol=1e-4)
+    np.testing.assert_allclose(consistency, 0, atol=1e-6)
+    gradient = tape.gradient(supervised, logits).numpy()
+    assert np.abs(gradient[:2]).max() < 1e-4 and np.abs(gradient[2]).max() > 0.1  # the label's p: < 1e-7, < 1e-7, 0.3
+
+
+def test_a_constant_prediction_scores_what_table_1_shows(method):
+    labels = tf.constant(list(range(10)) * 10)
+    constant = tf.nn.log_softmax(tf.tile([[100.0] + [0.0] * 9], [100, 1]))
+    supervised, _ = method.image_losses(constant, constant, labels, {"clipped_probabilities", "one_sided_loss"})
+    assert float(tf.reduce_mean(supervised)) == pytest.approx(0.9 * np.log(1e7), rel=1e-5)
+
+
+def test_filled_batches_repeat_the_epochs_first_images():
+    def positions(fill):
+        elements = helpers.training_batches(range(10), 4, 0, 0, 2, fill=fill).as_numpy_iterator()
+        return [element["positions"].tolist() for element in elements]
+
+    short, full = positions(False), positions(True)
+    assert [len(batch) for batch in short] == [4, 4, 2] * 2 and [len(batch) for batch in full] == [4] * 6
+    for epoch in (0, 3):
+        assert full[epoch : epoch + 2] == short[epoch : epoch + 2]
+        assert full[epoch + 2] == short[epoch + 2] + short[epoch][:2]
+
+
+def test_an_epoch_of_a_few_steps_begins_like_a_whole_one():
+    def seeds(steps):
+        elements = helpers.training_batches(range(10), 4, 0, 0, 2, steps).as_numpy_iterator()
+        return [(element["positions"].tolist(), element["seed"].tolist()) for element in elements]
+
+    assert seeds(2) == [*seeds(None)[:2], *seeds(None)[3:5]]
+
+
+@pytest.mark.parametrize("recipe", ["reported", "released"])
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_what_step_two_takes_over_from_step_one(method, data, tiny, tmp_path, recipe, precision):
+    tiny.recipe, tiny.precision, tiny.epochs_supervised = recipe, precision, 1
+    start, run = (method.plan(name, "noise", tiny, "shapes") for name in ("Supervised", "SemiCT"))
+    runner = helpers.Runner(data, method.build_model, method.TRANSFORMS, [start, run], "smoke", tmp_path)
+    runner.train([start])
+    optimizers = {}
+    for switches in (run.active, run.active - {"restored_rate"}, run.active - {"restored_moments"}, frozenset()):
+        optimizer = runner.model(dataclasses.replace(run, switches=helpers.joined(switches))).optimizer
+        moments = [variable for variable in optimizer.variables if variable.path.endswith(("momentum", "velocity"))]
+        optimizers[switches] = (
+            float(optimizer.learning_rate.value),
+            int(optimizer.iterations.value),
+            any(np.any(variable.numpy()) for variable in moments),
+        )
+        assert moments
+    for switches, (rate, iterations, moved) in optimizers.items():
+        assert rate == pytest.approx(1e-3 if "restored_rate" in switches else 1e-5)
+        assert (iterations == 1, moved) == (("restored_moments" in switches,) * 2)
+    weights = runner.model(run).network.get_weights()
+    start_model = runner.model(start)
+    start_model.network.load_weights(runner.path(start) / "network.weights.h5")
+    for ours, theirs in zip(weights, start_model.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_unknown_or_unsorted_switches_are_refused(method, tiny):
+    run = method.plan("SemiC", "noise", tiny)
+    for switches in ("sepia", "whole_shifts+one_angle", "one_angle+one_angle"):
+        with pytest.raises(ValueError, match="it must be some of clipped_probabilities"):
+            dataclasses.replace(run, switches=switches)
+
+
+def test_recipes_are_named(method, tiny):
+    run = method.plan("SemiC", "noise", tiny)
+    released = helpers.joined(helpers.SWITCHES)
+    less = helpers.joined(set(helpers.SWITCHES) - {"one_angle"})
+    names = {switches: dataclasses.replace(run, switches=switches).recipe for switches in ("", released, less)}
+    assert list(names.values()) == ["reported", "released", "released - one_angle"]
