@@ -2,6 +2,7 @@
 # make test       lint, unit tests, and the notebook at the preset `smoke`
 # make notebook   execute reproduction.ipynb in place and renew its first screen, for a commit
 # make bench      what a training step costs beside a plain loop, on this machine
+# make records    train the runs of a list and publish them in results/ (LIST=collapse)
 # make colab      execute the notebook alone in an environment like Colab's, at `smoke`
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ ifneq ($(SHARED_DATA),)
 export CIFAR10_NPZ ?= $(SHARED_DATA)
 endif
 
-.PHONY: run test notebook bench colab lint clean
+.PHONY: run test notebook bench records colab lint clean
 
 run: .venv/ready
 	REPRODUCTION_PRESET=$(PRESET) $(BIN)/python tests/notebook.py --output reproduction-$(PRESET).ipynb
@@ -28,6 +29,9 @@ notebook: .venv/ready
 
 bench: .venv/ready
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/benchmark.py
+
+records: .venv/ready
+	$(BIN)/python tests/records.py $(LIST)
 
 colab: .venv/ready
 	$(BIN)/python tests/colab.py

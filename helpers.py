@@ -8,6 +8,7 @@ runs that can be resumed, tables, figures and widgets.
 """
 
 import ast
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -104,6 +105,9 @@ COLORS = {
     "SemiCT": "#D55E00",
     "SemiCTE": "#009E73",
 }
+
+# Seven more of the same palette for lines that are not methods.
+WAY_COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 
 # ------------------------------------------------------------------------------ environment
 
@@ -227,6 +231,22 @@ def share_of_mean(values, weights):
 # --------------------------------------------------------------------------------- settings
 
 
+DEFAULTS = {
+    "learning_rate": 1e-3,
+    "fine_tuning_rate": 1e-5,
+    "precision": "automatic",
+    "recipe": "reported",
+    "consistency_weight": 1.0,
+    "seed": 0,
+}
+
+
+def default_settings(presets, preset, **changes):
+    """Settings that the untouched controls give at a preset, in float32: a namespace as of `read_settings`."""
+    values = DEFAULTS | {"preset": preset, "precision": "float32"} | presets[preset]
+    return types.SimpleNamespace(**values | changes)
+
+
 def settings_controls(presets, transforms):
     """Build the widgets of the settings section; nothing happens until `read_settings`.
 
@@ -251,19 +271,19 @@ def settings_controls(presets, transforms):
             options=list(transforms), value=tuple(transforms), rows=len(transforms), description="transforms", **wide
         ),
         learning_rate=widgets.FloatLogSlider(
-            value=1e-3, min=-6, max=-1, step=0.25, description="learning rate", **wide
+            value=DEFAULTS["learning_rate"], min=-6, max=-1, step=0.25, description="learning rate", **wide
         ),
         fine_tuning_rate=widgets.FloatLogSlider(
-            value=1e-5, min=-6, max=-1, step=0.25, description="SemiCT, SemiCTE rate", **wide
+            value=DEFAULTS["fine_tuning_rate"], min=-6, max=-1, step=0.25, description="SemiCT, SemiCTE rate", **wide
         ),
         precision=widgets.Dropdown(
-            options=["automatic", *PRECISIONS], value="automatic", description="precision", **wide
+            options=["automatic", *PRECISIONS], value=DEFAULTS["precision"], description="precision", **wide
         ),
-        recipe=widgets.Dropdown(options=list(RECIPES), value="reported", description="recipe", **wide),
+        recipe=widgets.Dropdown(options=list(RECIPES), value=DEFAULTS["recipe"], description="recipe", **wide),
         consistency_weight=widgets.FloatSlider(
-            value=1.0, min=0.0, max=10.0, step=0.1, description="consistency weight", **wide
+            value=DEFAULTS["consistency_weight"], min=0.0, max=10.0, step=0.1, description="consistency weight", **wide
         ),
-        seed=widgets.BoundedIntText(value=0, min=0, max=9999, description="seed", **wide),
+        seed=widgets.BoundedIntText(value=DEFAULTS["seed"], min=0, max=9999, description="seed", **wide),
     )
     controls.panel = widgets.VBox(list(vars(controls).values()))
     return controls
@@ -882,8 +902,8 @@ class Configuration:
 
     @property
     def title(self):
-        """Short name for people, such as "SemiC, shift"."""
-        return f"{self.method}, {self.transform}"
+        """Short name for people, such as "SemiC, shift", with the recipe where it is another than `reported`."""
+        return f"{self.method}, {self.transform}" + (f" ({self.recipe})" if self.active else "")
 
     @property
     def active(self):
@@ -1330,6 +1350,16 @@ class Runner:
             load_start(model, start, configuration)
         return model
 
+    def trained(self, configuration):
+        """The model of a finished run, to predict with.
+
+        Raises:
+            FileNotFoundError: the run is not finished.
+        """
+        model = self.model(configuration)
+        model.network.load_weights(self.path(configuration) / "network.weights.h5")
+        return model
+
     def train(self, configurations):
         """Train those of these runs that are not finished, one after the other.
 
@@ -1627,6 +1657,36 @@ def shipped(name):
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def shipped_records(make_runs):
+    """The records in results/ of some runs, in the number type in which most of them were made.
+
+    Args:
+        make_runs: function of a number type, one of PRECISIONS, to a dict of name to Configuration.
+
+    Returns:
+        dict of name to record, for those that are there: `id`, `configuration`, `metrics` and `history` as in
+        a run's own record, and `row`, as in runs.csv.
+    """
+    rows = {row["id"]: row for row in shipped("runs.csv") or ()}
+    curves = collections.defaultdict(lambda: collections.defaultdict(dict))
+    for curve in shipped("curves.csv") or ():
+        curves[curve["id"], curve["fingerprint"]][int(curve["epoch"])][curve["metric"]] = float(curve["value"])
+    plans = [make_runs(precision) for precision in PRECISIONS]
+    plan = max(plans, key=lambda plan: sum(run.id in rows for run in plan.values()))
+    records = {}
+    for name, run in plan.items():
+        row = rows.get(run.id)
+        if row:
+            records[name] = {
+                "id": run.id,
+                "configuration": dataclasses.asdict(run),
+                "metrics": {metric: float(row[metric]) for metric in METRICS},
+                "history": [values for _, values in sorted(curves[run.id, row["fingerprint"]].items())],
+                "row": row,
+            }
+    return records
+
+
 def estimate_times(pairs, peaks):
     """Estimate how long trainings take on some GPUs, from the measurements in results/benchmark.json.
 
@@ -1805,6 +1865,75 @@ def curve_table(records, caption=""):
         "stagnates in epoch",
     )
     return Table(header, rows, f"Read from the curves; loss and accuracy on the validation images{caption}")
+
+
+def show_strips(strips, title):
+    """Pictures step by step: dict of row title to dict of step to float (n, h, w, 3), 0 ... 1."""
+    figure, axes = plt.subplots(len(strips), 1, figsize=(12, 1.2 * len(strips) + 0.6), layout="constrained")
+    for axis, (name, steps) in zip(axes, strips.items(), strict=True):
+        count, height, width = next(iter(steps.values())).shape[:3]
+        gap = np.ones((height, 8, 3))
+        blocks = [np.concatenate([*np.clip(pictures, 0, 1), gap], axis=1) for pictures in steps.values()]
+        axis.imshow(np.concatenate(blocks, axis=1))
+        axis.set_xticks([(count * width + 8) * k + count * width / 2 for k in range(len(steps))], steps)
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+        axis.set_ylabel(name)
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def show_gradients(probability, gradients, title):
+    """Gradients by the predicted probability of the label: arrays (n,), and dict of name to array (n,)."""
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for (name, values), style in zip(gradients.items(), ("-", "--"), strict=True):
+        axis.plot(probability, values, style, linewidth=2, label=name)
+    axis.axvline(1e-7, color="gray", linestyle=":", linewidth=1)
+    axis.set(xscale="log", xlabel="predicted probability of the label", ylabel="gradient (nats)", title=title)
+    axis.legend(frameon=False)
+    return _shown(figure)
+
+
+def show_throw(count, throw):
+    """Length of Adam's step with stale moments, by steps since they were restored."""
+    figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
+    axis.plot(count, throw, color="#D55E00", label="moments restored, almost 0")
+    axis.axhline(1, color="black", linestyle="--", linewidth=1, label="fresh Adam")
+    axis.set(xlabel="steps since gradients came back", ylabel="step (learning rates)", ylim=(0, None))
+    axis.set_title("A constant gradient after restored moments that are almost 0")
+    axis.legend(frameon=False)
+    return _shown(figure)
+
+
+def show_ways(records, title):
+    """Several continuations of some trainings, step by step, on the validation images.
+
+    Args:
+        records: dict of name to record, of the continuations and of what they start from, whose last
+            epoch is shown as step 0.
+        title: of the figure.
+    """
+    starts = {record["id"]: record for record in records.values()}
+    ways = {name: record for name, record in records.items() if record["configuration"]["steps"]}
+    panels = {
+        "val_loss_supervised": "supervised loss (nats)",
+        "val_accuracy": "accuracy",
+        "val_consistency": "agreement",
+        "val_largest_class": "share of the largest class",
+    }
+    figure, axes = plt.subplots(2, 2, figsize=(12, 7), layout="constrained", sharex=True)
+    for axis, (metric, label) in zip(axes.flat, panels.items(), strict=True):
+        for (name, record), color in zip(ways.items(), WAY_COLORS, strict=False):
+            start = starts[record["configuration"]["starting_run"]]
+            values = [epoch[metric] for epoch in (start["history"][-1], *record["history"])]
+            axis.plot(np.arange(len(values)) * record["configuration"]["steps"], values, color=color, label=name)
+        axis.set(ylabel=label)
+    for axis in axes[1]:
+        axis.set_xlabel("training steps")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title)
+    return _shown(figure)
 
 
 def show_accuracy(rows, title):

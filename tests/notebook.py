@@ -7,7 +7,6 @@ import pathlib
 import sys
 import tempfile
 import time
-import types
 
 import nbclient
 import nbformat
@@ -40,9 +39,7 @@ def load_method(folder):
 
 def preset_settings(method, preset, **changes):
     """The settings that the notebook's untouched controls give at a preset."""
-    values = {"transforms": tuple(method.TRANSFORMS), "learning_rate": 1e-3, "fine_tuning_rate": 1e-5}
-    values |= {"consistency_weight": 1.0, "seed": 0, "preset": preset, "precision": "float32", "recipe": "reported"}
-    return types.SimpleNamespace(**values | method.PRESETS[preset] | changes)
+    return helpers.default_settings(method.PRESETS, preset, transforms=tuple(method.TRANSFORMS), **changes)
 
 
 def load_split(method):
@@ -83,26 +80,23 @@ def execute(target, folder, **environment):
     print(f"{time.monotonic() - began:6.0f} s  done")
 
 
-def shipped_rows(method, settings):
-    """The rows of results/runs.csv for Table 1 at these settings: dict of (transform, method) to row.
+def shipped_rows(method, preset):
+    """The rows of results/runs.csv for Table 1 at a preset: dict of (transform, method) to row."""
 
-    The number type is the machine's that made them.
-    """
-    shipped = {row["id"]: row for row in helpers.read_csv(ROOT / "results" / "runs.csv")}
-    for precision in helpers.PRECISIONS:
-        settings.precision = precision
-        ids = {key: method.plan(key[1], key[0], settings).id for key in helpers.REPORT_TABLE}
-        if shipped.keys() >= set(ids.values()):
-            return {key: shipped[run_id] for key, run_id in ids.items()}
-    raise LookupError(
-        f"results/runs.csv does not hold all twelve runs of {settings.preset}: run `make notebook` first."
-    )
+    def runs(precision):
+        settings = preset_settings(method, preset, precision=precision)
+        return {key: method.plan(key[1], key[0], settings) for key in helpers.REPORT_TABLE}
+
+    records = helpers.shipped_records(runs)
+    if len(records) < len(helpers.REPORT_TABLE):
+        raise LookupError(f"results/runs.csv does not hold all twelve runs of {preset}: run `make notebook` first.")
+    return {key: record["row"] for key, record in records.items()}
 
 
 def first_screen(method):
     """The notebook's first cell: Table 1 beside the `quick` records in results/."""
     settings = preset_settings(method, "quick")
-    rows = shipped_rows(method, settings)
+    rows = shipped_rows(method, "quick")
     some = next(iter(rows.values()))
     minutes = sum(float(row["seconds"]) for row in rows.values()) / 60
     return FIRST_SCREEN.format(

@@ -605,3 +605,61 @@ def test_pictures_can_be_generated_instead(data, monkeypatch):
     real = types.SimpleNamespace(**vars(data) | {"name": "cifar10", "caption": ""})
     replaced = helpers.sample_pictures(real)
     assert replaced.images.shape == (10, 32, 32, 3) and "generated" in replaced.caption
+
+
+# ---------------------------------------------------------------------------------------- results/
+
+
+def test_the_mean_of_distributions_is_summed_up(random):
+    probabilities = random.dirichlet(np.ones(10), size=(3, 40)).astype(np.float32)
+    largest, entropy = (helpers.new_metrics()[name] for name in ("largest_class", "prediction_entropy"))
+    for batch in probabilities:
+        largest.update_state(batch)
+        entropy.update_state(batch)
+    mean = probabilities.reshape(-1, 10).mean(axis=0)
+    assert float(largest.result()) == pytest.approx(mean.max(), rel=1e-5)
+    assert float(entropy.result()) == pytest.approx(-(mean * np.log(mean)).sum(), rel=1e-5)
+    collapsed = tf.one_hot(tf.zeros(5, tf.int32), 10)
+    largest.reset_state()
+    entropy.reset_state()
+    largest.update_state(collapsed)
+    entropy.update_state(collapsed)
+    assert float(largest.result()) == 1 and float(entropy.result()) == 0
+
+
+def test_shipped_records_are_found_in_whatever_number_type_they_were_made(method, tiny, tmp_path, monkeypatch):
+    def runs(precision):
+        tiny.precision = precision
+        return {name: method.plan(name, "shift", tiny) for name in ("Supervised", "SemiC")}
+
+    made = runs("mixed_bfloat16")["SemiC"]
+    history = [{"val_accuracy": 0.1}, {"val_accuracy": 0.25}]
+    record = {
+        "id": made.id,
+        "fingerprint": "abc",
+        "preset": "smoke",
+        "configuration": dataclasses.asdict(made),
+        "metrics": dict.fromkeys(helpers.METRICS, 0.5),
+        "history": history,
+        "seconds": 1.0,
+        "environment": helpers.environment(),
+        "date": "2026-11-23",
+    }
+    helpers.publish([record], tmp_path)
+    monkeypatch.setattr(helpers, "shipped", lambda name: helpers.read_csv(tmp_path / name))
+    found = helpers.shipped_records(runs)
+    assert found.keys() == {"SemiC"}
+    for key in ("id", "configuration", "metrics", "history"):
+        assert found["SemiC"][key] == record[key]
+    assert found["SemiC"]["row"]["recipe"] == "reported"
+
+
+def test_estimated_times_follow_from_the_benchmark(monkeypatch):
+    measured = {"operations_per_image": 1e9, "peak_fraction": 0.5, "date": "2026-11-23"}
+    measured["environment"] = {"device": "a processor", "cores": "2"}
+    monkeypatch.setattr(helpers, "shipped", lambda name: measured)
+    table = helpers.estimate_times({"a run": 1_800_000}, {"X": 2.0})  # 3.6e15 operations at 1 and a third TFLOP/s
+    assert [row[0] for row in table.rows] == ["X", "X"] and [row[-1] for row in table.rows] == ["60 min", "3.0 h"]
+    assert "ESTIMATE" in table.caption and "a processor" in table.caption
+    monkeypatch.setattr(helpers, "shipped", lambda name: None)
+    assert "needs the folder results/" in helpers.estimate_times({"a run": 1}, {"X": 2.0}).caption

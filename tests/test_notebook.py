@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import benchmark
 import nbformat
 import notebook
 import numpy as np
@@ -55,7 +56,7 @@ def test_method_cells_only_define(code):
 
 def test_the_first_screen_is_made_from_the_shipped_records(committed, method):
     assert committed.cells[0].source == notebook.first_screen(method).strip()
-    rows = notebook.shipped_rows(method, notebook.preset_settings(method, "quick"))
+    rows = notebook.shipped_rows(method, "quick")
     for (transform, name), printed in helpers.REPORT_TABLE.items():
         row = rows[transform, name]
         line = next(
@@ -88,6 +89,12 @@ def test_readme_gives_the_presets_sizes(method):
         epochs = ", ".join(str(sizes[key]) for key in ("epochs_supervised", "epochs_early", "epochs"))
         told = f"| {sizes['width']} | {sizes['labeled']:,} | {sizes['unlabeled']:,} | {epochs} |"
         assert told in line
+
+
+def test_readme_shows_the_shipped_benchmark():
+    results = helpers.shipped("benchmark.json")
+    assert benchmark.markdown(results) in (notebook.ROOT / "README.md").read_text()
+    assert results["step_speedup"].keys() == {"noise", "shift", "rotation"}
 
 
 def test_the_notebook_runs_and_its_checked_outputs_hold(tmp_path):

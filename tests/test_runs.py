@@ -75,7 +75,7 @@ def test_evaluation_batches_are_the_same_every_time():
 # ---------------------------------------------------------------------------------------- training
 
 
-def test_a_grid_trains_once_and_keeps_its_records(make_runner, plan, tmp_path):
+def test_a_grid_trains_once_and_keeps_its_records(make_runner, data, plan, tmp_path):
     runner = make_runner(tmp_path)
     records = runner.train(plan)
     assert [record["id"] for record in records] == [run.id for run in plan]
@@ -87,6 +87,10 @@ def test_a_grid_trains_once_and_keeps_its_records(make_runner, plan, tmp_path):
     assert numbers(make_runner(tmp_path).train(plan)[2]) == numbers(records[2])
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
     assert len(runner.records()) == 5
+    evaluation = helpers.evaluation_batches(data.pool(plan[2])[1]["test"])
+    trained = runner.trained(plan[2])
+    trained.pool = data.pool(plan[2])[0]
+    assert trained.evaluate(evaluation, return_dict=True, verbose=0) == pytest.approx(records[2]["metrics"], rel=1e-5)
     assert not list(tmp_path.rglob("*partial*"))
 
 
