@@ -99,8 +99,8 @@ def main():
         if finished.returncode:
             sys.exit(f"The notebook failed in Colab's environment:\n{finished.stderr[-5000:]}")
         records = list((folder / "drive" / "MyDrive").glob("*/*/*/record.json"))
-        if len(records) != 16:
-            sys.exit(f"Sixteen runs should be on the stand-in for Google Drive, and there are {len(records)}.")
+        if len(records) != notebook.RUNS:
+            sys.exit(f"{notebook.RUNS} runs should be on the stand-in for Google Drive, and there are {len(records)}.")
         if versions() != before:
             sys.exit(f"The notebook changed the preloaded packages: {versions() ^ before}")
         cells = nbformat.read(executed, as_version=4).cells

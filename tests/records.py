@@ -1,7 +1,8 @@
 """Trains the runs whose records ship in results/: `make records LIST=collapse`.
 
 Every list is made by the notebook's own functions. A record is published as soon as its run is finished, and a run
-that was broken off goes on where it was, so that the command can be stopped and started at will.
+that was broken off goes on where it was, so that the command can be stopped and started at will. What is in results/
+already is not trained again, unless another run starts from it; to renew a record, delete its row.
 """
 
 import argparse
@@ -20,37 +21,55 @@ def settings_of(method, preset, seed=0, **changes):
 
 
 def collapse(method):
-    """Section 10: step one in the released recipe, and the ways to go on from it."""
+    """Section 10.3: all ways for rotation; for the other transforms the released one, from either start."""
     settings = settings_of(method, "standard")
-    for transform in ("rotation", "noise", "shift"):
-        yield from method.collapse_runs(transform, settings, unlabeled=45000).values()
+    for transform in ("rotation", "shift", "noise"):
+        runs = method.collapse_runs(transform, settings, unlabeled=45000)
+        yield from (run for name, run in runs.items() if transform == "rotation" or name in EITHER_START)
 
 
+EITHER_START = (
+    "step one",
+    "as released",
+    "step one, early-stopped",
+    "as released, from the early-stopped weights",
+)
 LISTS = {"collapse": collapse}
 
 
+def train(method, name):
+    """Train what is missing of a list, in its order."""
+    to_do = missing(method, name)
+    data = notebook.load_split(method)
+    runner = helpers.Runner(data, method.build_model, method.TRANSFORMS, to_do, name, notebook.ROOT / "runs")
+    for number, run in enumerate(to_do, start=1):
+        (record,) = runner.train([run])
+        helpers.publish([record], notebook.ROOT / "results")
+        done = f"{record['metrics']['accuracy']:.1%} in {helpers.duration(record['seconds'])}"
+        print(f"{number} of {len(to_do)}: {run.id}, {run.title}: {done}", flush=True)
+
+
+def missing(method, name):
+    """The runs of a list that results/ has not, with those that they start from."""
+    runs = list(dict.fromkeys(LISTS[name](method)))
+    shipped = {row["id"] for row in helpers.shipped("runs.csv") or ()}
+    starts = {run.starting_run for run in runs if run.id not in shipped}
+    return [run for run in runs if run.id not in shipped or run.id in starts]
+
+
 def main():
-    """Train one list, in its order."""
+    """Command line; see the Makefile."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("list", choices=LISTS)
     parser.add_argument("--dry-run", action="store_true", help="only say what there is to train")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # it must be there as long as the source of the method is asked for
         method = notebook.load_method(folder)
-        runs = list(dict.fromkeys(LISTS[arguments.list](method)))
-        data = notebook.load_split(method)
-        runner = helpers.Runner(
-            data, method.build_model, method.TRANSFORMS, runs, arguments.list, notebook.ROOT / "runs"
-        )
-        for number, run in enumerate(runs, start=1):
-            done = runner.record(run)
-            print(
-                f"{number} of {len(runs)}: {run.id}, {run.recipe}, {run.pairs:,} pairs: {'kept' if done else 'to do'}"
-            )
-            if not arguments.dry_run:
-                (record,) = runner.train([run])
-                helpers.publish([record], notebook.ROOT / "results")
-                print(f"    {record['metrics']['accuracy']:.1%} in {helpers.duration(record['seconds'])}", flush=True)
+        if arguments.dry_run:
+            rows = [(run.id, run.title, f"{run.pairs:,}") for run in missing(method, arguments.list)]
+            print(helpers.Table(("id", "run", "image pairs"), rows))
+        else:
+            train(method, arguments.list)
 
 
 if __name__ == "__main__":

@@ -340,6 +340,8 @@ def test_every_field_that_determines_a_result_is_in_the_id(run):
         "seed": 1,
         "dataset": "shapes",
         "precision": "mixed_bfloat16",
+        "switches": "one_angle",
+        "steps": 1,
     }
     others = [dataclasses.replace(run, **{name: value}) for name, value in changes.items()]
     others.append(dataclasses.replace(run, method="SemiCT", starting_run="some-run"))

@@ -128,4 +128,4 @@ def test_the_notebook_runs_and_its_checked_outputs_hold(tmp_path):
         text=True,
     )
     assert finished.returncode == 0, finished.stdout[-5000:]
-    assert len(list(tmp_path.glob("runs/*/*/record.json"))) == 16
+    assert len(list(tmp_path.glob("runs/*/*/record.json"))) == notebook.RUNS
