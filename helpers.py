@@ -72,18 +72,18 @@ tf.get_logger().setLevel("ERROR")  # its warnings on retracing mean nothing wher
 
 METHODS = ("Supervised", "SemiC", "SemiCT", "SemiCTE")
 
-# What the released code does and the report does not say, by name; the notebook's section 10 tells it. The numbers are
-# rows of the list of observations that this project started from.
-SWITCHES = {
-    "inference_mode": "row 1: the network is called as for inference also while it trains",
-    "one_angle": "row 2: one rotation angle for all images and steps",
-    "restored_moments": "row 3: step two goes on with the moments of step one's Adam",
-    "restored_rate": "row 3: and with its learning rate",
-    "clipped_probabilities": "row 4: the divergences are computed from probabilities cut off at 1e-7",
-    "one_sided_loss": "row 5: the supervised loss takes the direction from label to prediction alone",
-    "filled_batches": "row 8: an epoch's last batch is filled up with the epoch's first images",
-    "whole_shifts": "row 9: shifts by whole numbers of pixels, -10 ... 9",
-}
+# What the released code does and the report does not say, by name. What each changes, and where that code does it, is
+# told in section 10 of the notebook.
+SWITCHES = (
+    "inference_mode",
+    "one_angle",
+    "restored_moments",
+    "restored_rate",
+    "clipped_probabilities",
+    "one_sided_loss",
+    "filled_batches",
+    "whole_shifts",
+)
 RECIPES = {"reported": frozenset(), "released": frozenset(SWITCHES)}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 METRICS = (
@@ -805,13 +805,37 @@ class DistributionMean(keras.metrics.Metric):
         return self.summary(tf.math.divide_no_nan(self.total.value, tf.reduce_sum(self.total.value)))
 
 
-def new_metrics():
-    """The metrics of a model: dict of each name in METRICS to a `keras.metrics.Metric`."""
-    summaries = {"largest_class": tf.reduce_max, "prediction_entropy": entropy}
-    return {
-        name: DistributionMean(summaries[name], name=name) if name in summaries else keras.metrics.Mean(name=name)
-        for name in METRICS
-    }
+class MeasuredModel(keras.Model):
+    """A Keras model that reports METRICS, whatever its loss.
+
+    `measured` is a dict of each name in METRICS to its `keras.metrics.Metric`.
+    """
+
+    def __init__(self):
+        super().__init__()
+        summaries = {"largest_class": tf.reduce_max, "prediction_entropy": entropy}
+        self.measured = {
+            name: DistributionMean(summaries[name], name=name) if name in summaries else keras.metrics.Mean(name=name)
+            for name in METRICS
+        }
+        self.built = True  # subclasses hold a network that is; there is nothing else to build
+
+    def update_metrics(self, total, measures):
+        """Take up a step's measures.
+
+        Args:
+            total: float (), this device's share of the total loss; the shares of all devices add up to it.
+            measures: dict of each name in METRICS but `loss` to what its `update_state` takes: values (n,) and
+                weights (n,) or, of a DistributionMean, distributions (n, classes).
+
+        Returns:
+            dict of each name in METRICS to its value so far.
+        """
+        everything = tf.ones(tf.shape(measures["loss_consistency"][0]))
+        total_loss = everything * sum_over_devices(total)
+        for name, arguments in {**measures, "loss": (total_loss, everything)}.items():
+            self.measured[name].update_state(*arguments)
+        return {name: metric.result() for name, metric in self.measured.items()}
 
 
 def entropy(distribution):
@@ -858,6 +882,8 @@ class Configuration:
     precision: str = "float32"
     switches: str = ""  # names of SWITCHES in the alphabet's order, with + between them
     steps: int = 0  # steps of an epoch; 0 is as many as show every image once
+    moments_from: str = ""  # id of the run whose optimizer it restores, where that is not the starting run
+    logit_scale: float = 1.0  # factor on the starting weights of the output layer, and so on the logits
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -873,7 +899,7 @@ class Configuration:
         for name in ("width", "labeled", "epochs", "batch_size", "test", "validation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.active - SWITCHES.keys() or self.switches != joined(self.active):
+        if self.active - set(SWITCHES) or self.switches != joined(self.active):
             raise ValueError(
                 f"switches is {self.switches!r}; it must be some of {joined(SWITCHES)}, in this order, joined by +."
             )
@@ -888,6 +914,10 @@ class Configuration:
             raise ValueError(
                 f"{self.method} with starting_run={self.starting_run!r}: only SemiCT and SemiCTE start from a run."
             )
+        if not (math.isfinite(self.logit_scale) and self.logit_scale > 0):
+            raise ValueError(f"logit_scale is {self.logit_scale}; it must be a positive number.")
+        if not self.starting_run and (self.moments_from or self.logit_scale != 1):
+            raise ValueError("moments_from and logit_scale change what a run starts from: starting_run must be set.")
 
     @property
     def id(self):
@@ -1115,21 +1145,29 @@ def save_weights(model, path):
     os.replace(partial, path)
 
 
-def load_start(model, folder, configuration):
+def load_start(model, folder, moments_folder, configuration):
     """Give a fresh model the weights of a finished run, and of its optimizer only what the switches name.
 
     Args:
-        model: compiled, its optimizer built.
-        folder: of the finished run.
-        configuration: of the run that starts from it.
+        model: compiled, its optimizer built; the last layer of its network computes the logits, linearly.
+        folder: of the finished run that the weights are from.
+        moments_folder: of the finished run that the optimizer's state is from.
+        configuration: of the run that starts from them.
     """
-    fresh = [(variable, variable.numpy()) for variable in model.optimizer.variables]
-    epochs = len(json.loads((folder / "record.json").read_text())["history"])
-    model.load_weights(checkpoint_path(folder, epochs))
-    for variable, value in fresh:
+    fresh = [variable.numpy() for variable in model.optimizer.variables]
+    model.load_weights(last_checkpoint(moments_folder))
+    restored = [variable.numpy() for variable in model.optimizer.variables]
+    model.load_weights(last_checkpoint(folder))
+    for variable, old, new in zip(model.optimizer.variables, restored, fresh, strict=True):
         switch = "restored_rate" if variable.path.endswith("/learning_rate") else "restored_moments"
-        if switch not in configuration.active:
-            variable.assign(value)
+        variable.assign(old if switch in configuration.active else new)
+    for weights in model.network.layers[-1].trainable_variables:
+        weights.assign(weights.numpy() * configuration.logit_scale)
+
+
+def last_checkpoint(folder):
+    """File of a finished run's weights and its optimizer's state."""
+    return checkpoint_path(folder, len(json.loads((folder / "record.json").read_text())["history"]))
 
 
 def checkpoint_path(folder, epoch):
@@ -1342,13 +1380,20 @@ class Runner:
         finally:
             keras.mixed_precision.set_dtype_policy(policy)
         if configuration.starting_run:
-            start = self.folder / configuration.starting_run / self.fingerprint(configuration)
-            if not (start / "record.json").exists():
-                raise FileNotFoundError(
-                    f"{configuration.title} starts from the run {start}, which is not finished: train step one first."
-                )
-            load_start(model, start, configuration)
+            start = self._start(configuration, configuration.starting_run)
+            moments = self._start(configuration, configuration.moments_from or configuration.starting_run)
+            load_start(model, start, moments, configuration)
         return model
+
+    def _start(self, configuration, run):
+        """Folder of the run, given by its id, that another starts from; its transform may be another, too."""
+        transform = run.rsplit("-", 2)[0]
+        folder = self.folder / run / self.fingerprint(dataclasses.replace(configuration, transform=transform))
+        if not (folder / "record.json").exists():
+            raise FileNotFoundError(
+                f"{configuration.title} starts from the run {folder}, which is not finished: train step one first."
+            )
+        return folder
 
     def trained(self, configuration):
         """The model of a finished run, to predict with.
@@ -1469,6 +1514,7 @@ RUN_COLUMNS = (
     *METRICS,
     *("seconds", "device", "cores", "python", "tensorflow", "keras", "numpy", "elasticdeform", "date"),
 )
+CURVE_COLUMNS = ("id", "fingerprint", "epoch", *METRICS, *(f"val_{name}" for name in METRICS))
 
 
 class Table:
@@ -1506,7 +1552,7 @@ def table_1(rows, sources=""):
     """Table 1 of the report, each of its numbers beside ours.
 
     Args:
-        rows: dict of (transform, method) to metrics, as in a record or a row of `results/runs.csv`.
+        rows: dict of (transform, method) to a row as of `run_row` or `results/runs.csv`.
         sources: what the caption says of where our numbers come from.
 
     Returns:
@@ -1525,8 +1571,9 @@ def table_1(rows, sources=""):
                 measured += " ▲" if float(ours[metric]) > theirs else " ▼"
             printed_as = "–" if theirs is None else "0.1% (10%)" if theirs == MISPRINT else form.format(theirs)
             cells.append(f"{printed_as} | {measured}")
-        lines.append((transform, method, *cells))
-    return Table(("Transform", "Method", *(f"{name}: report | ours" for name in COLUMNS)), lines, sources)
+        lines.append((transform, method, ours["recipe"] if ours else "", *cells))
+    header = ("Transform", "Method", "Our recipe", *(f"{name}: report | ours" for name in COLUMNS))
+    return Table(header, lines, sources)
 
 
 class Evidence:
@@ -1606,7 +1653,7 @@ def run_row(record):
 def publish(records, folder="results"):
     """Add finished runs to the records that ship: `runs.csv`, a row a run, and `curves.csv`, a row an epoch.
 
-    A run that is there already (same id and fingerprint) is replaced.
+    A run that is there already (the same id) is replaced, also one of earlier code (another fingerprint).
 
     Args:
         records: of finished runs.
@@ -1615,23 +1662,17 @@ def publish(records, folder="results"):
     folder = pathlib.Path(folder)
     folder.mkdir(exist_ok=True)
     curves = [
-        {
-            "id": record["id"],
-            "fingerprint": record["fingerprint"],
-            "epoch": epoch + 1,
-            "metric": name,
-            "value": f"{value:.6g}",
-        }
+        {"id": record["id"], "fingerprint": record["fingerprint"], "epoch": epoch}
+        | {name: f"{value:.4g}" for name, value in values.items()}
         for record in records
-        for epoch, values in enumerate(record["history"])
-        for name, value in values.items()
+        for epoch, values in enumerate(record["history"], start=1)
     ]
-    new = {(record["id"], record["fingerprint"]) for record in records}
+    new = {record["id"] for record in records}
     for name, columns, rows in (
         ("runs.csv", RUN_COLUMNS, [run_row(record) for record in records]),
-        ("curves.csv", ("id", "fingerprint", "epoch", "metric", "value"), curves),
+        ("curves.csv", CURVE_COLUMNS, curves),
     ):
-        kept = [row for row in read_csv(folder / name) if (row["id"], row["fingerprint"]) not in new]
+        kept = [row for row in read_csv(folder / name) if row["id"] not in new]
         partial = folder / f"{name}.partial"
         with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -1668,9 +1709,10 @@ def shipped_records(make_runs):
         a run's own record, and `row`, as in runs.csv.
     """
     rows = {row["id"]: row for row in shipped("runs.csv") or ()}
-    curves = collections.defaultdict(lambda: collections.defaultdict(dict))
+    curves = collections.defaultdict(list)
     for curve in shipped("curves.csv") or ():
-        curves[curve["id"], curve["fingerprint"]][int(curve["epoch"])][curve["metric"]] = float(curve["value"])
+        values = {name: float(curve[name]) for name in CURVE_COLUMNS[3:] if curve[name]}
+        curves[curve["id"]].append(values)  # in the order of the epochs
     plans = [make_runs(precision) for precision in PRECISIONS]
     plan = max(plans, key=lambda plan: sum(run.id in rows for run in plan.values()))
     records = {}
@@ -1681,7 +1723,7 @@ def shipped_records(make_runs):
                 "id": run.id,
                 "configuration": dataclasses.asdict(run),
                 "metrics": {metric: float(row[metric]) for metric in METRICS},
-                "history": [values for _, values in sorted(curves[run.id, row["fingerprint"]].items())],
+                "history": curves[run.id],
                 "row": row,
             }
     return records
@@ -1934,6 +1976,139 @@ def show_ways(records, title):
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title)
     return _shown(figure)
+
+
+def collapsed(epoch):
+    """Whether a validation (an epoch of a record's history) found one class, and surely, for almost everything."""
+    return epoch["val_largest_class"] > 0.99 and epoch["val_prediction_entropy"] < 0.1
+
+
+def survival_table(records, caption=""):
+    """How short continuations ended, over several seeds.
+
+    Args:
+        records: dict of (seed, name) to record, of the continuations and of what they start from.
+        caption: of the table.
+
+    Returns:
+        Table, a row a name of a continuation, its losses in the order of the seeds.
+    """
+    starts = {record["id"]: record["history"][-1]["loss_supervised"] for record in records.values()}
+    ways = {key: record for key, record in records.items() if record["configuration"]["starting_run"]}
+    rows = []
+    for name in dict.fromkeys(name for _, name in ways):
+        runs = [record for key, record in sorted(ways.items()) if key[1] == name]
+        ends = [record["history"][-1] for record in runs]
+        before = [starts[record["configuration"]["starting_run"]] for record in runs]
+        rows.append(
+            (
+                name,
+                ", ".join(f"{loss:.2f}" for loss in before),
+                f"{sum(map(collapsed, ends))} of {len(ends)}",
+                ", ".join(f"{end['val_loss_supervised']:.1f}" for end in ends),
+                ", ".join(f"{end['val_accuracy']:.0%}" for end in ends),
+            )
+        )
+    header = (
+        "SemiCT",
+        "training loss of its step one",
+        "collapsed",
+        "supervised loss at the end",
+        "accuracy at the end",
+    )
+    return Table(header, rows, caption)
+
+
+def show_survival(records, panels, title):
+    """The validation loss of short continuations, step by step: a thin line a seed.
+
+    Args:
+        records: dict of (seed, name) to record.
+        panels: dict of a panel's title to the names it shows.
+        title: of the figure.
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(12, 7), layout="constrained", sharex=True, sharey=True)
+    for axis, (heading, names) in zip(axes.flat, panels.items(), strict=True):
+        for name, color in zip(names, WAY_COLORS, strict=False):
+            lines = [record for key, record in records.items() if key[1] == name]
+            for label, record in zip([name, *[None] * len(lines)], lines, strict=False):
+                losses = [epoch["val_loss_supervised"] for epoch in record["history"]]
+                steps = record["configuration"]["steps"] * np.arange(1, len(losses) + 1)
+                axis.plot(steps, losses, color=color, linewidth=1.2, alpha=0.8, label=label)
+        axis.axhline(0.9 * math.log(1e7), color="gray", linestyle=":", linewidth=1)
+        axis.set(title=heading, ylim=(0, 16))
+        axis.legend(frameon=False, fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("supervised loss (nats)")
+    for axis in axes[1]:
+        axis.set_xlabel("training steps")
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def spread(values, form=".1%", signed=False):
+    """Mean ± standard deviation of at least two values, or the one value there is; "not run" of none."""
+    if not len(values):
+        return "not run"
+    mean = format(np.mean(values), f"+{form}" if signed else form)
+    return f"{mean} ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else mean
+
+
+def attribution_table(accuracies, caption=""):
+    """What every state does to two methods and to the gain of the second over the first.
+
+    Args:
+        accuracies: dict of (seed, state, method) to test accuracy, or to None where there is none; the methods are
+            Supervised and SemiC.
+        caption: of the table.
+
+    Returns:
+        Table, a row a state; the gain is taken seed by seed, over those seeds that have both methods.
+    """
+    rows = []
+    for state in dict.fromkeys(state for _, state, _ in accuracies):
+        both = [_of_state(accuracies, state, method) for method in ("Supervised", "SemiC")]
+        gains = _gains(accuracies, state)
+        rows.append(
+            (state, *(spread(list(values.values())) for values in both), spread(gains, signed=True), len(gains))
+        )
+    header = ("recipe", "Supervised", "SemiC", "gain of SemiC", "pairs of runs")
+    return Table(header, rows, caption)
+
+
+def show_attribution(accuracies, title):
+    """The states of `attribution_table` as a figure: every run a dot, the means connected."""
+    states = list(dict.fromkeys(state for _, state, _ in accuracies))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    for method in ("Supervised", "SemiC"):
+        runs = [list(_of_state(accuracies, state, method).values()) for state in states]
+        _dots_and_means(left, runs, COLORS[method], method)
+    _dots_and_means(right, [_gains(accuracies, state) for state in states], "dimgray", "SemiC less Supervised")
+    right.axhline(0, color="gray", linestyle=":", linewidth=1)
+    for axis, label in ((left, "test accuracy, image and copy"), (right, "gain in test accuracy")):
+        axis.set(ylabel=label, xlim=(-0.4, len(states) - 0.6))
+        axis.set_xticks(range(len(states)), [state.replace("_", "_\n") for state in states], fontsize=9)
+        axis.yaxis.set_major_formatter("{x:.1%}")
+        axis.legend(frameon=False)
+    right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.1f} points")
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def _of_state(accuracies, state, method):
+    return {key[0]: value for key, value in accuracies.items() if key[1:] == (state, method) and value is not None}
+
+
+def _gains(accuracies, state):
+    without, with_consistency = (_of_state(accuracies, state, method) for method in ("Supervised", "SemiC"))
+    return [with_consistency[seed] - without[seed] for seed in without.keys() & with_consistency.keys()]
+
+
+def _dots_and_means(axis, runs, color, label):
+    for place, values in enumerate(runs):
+        axis.plot([place] * len(values), values, "o", color=color, alpha=0.4, markersize=5)
+    means = [np.mean(values) if len(values) else np.nan for values in runs]
+    axis.plot(range(len(runs)), means, "-_", color=color, markersize=18, label=label)
 
 
 def show_accuracy(rows, title):

@@ -12,29 +12,7 @@ import notebook
 
 import helpers
 
-
-def settings_of(method, preset, seed=0, **changes):
-    """Settings of a preset with the number type that this machine computes fastest in."""
-    settings = notebook.preset_settings(method, preset, seed=seed, **changes)
-    settings.precision = helpers.automatic_precision(preset, settings.width)
-    return settings
-
-
-def collapse(method):
-    """Section 10.3: all ways for rotation; for the other transforms the released one, from either start."""
-    settings = settings_of(method, "standard")
-    for transform in ("rotation", "shift", "noise"):
-        runs = method.collapse_runs(transform, settings, unlabeled=45000)
-        yield from (run for name, run in runs.items() if transform == "rotation" or name in EITHER_START)
-
-
-EITHER_START = (
-    "step one",
-    "as released",
-    "step one, early-stopped",
-    "as released, from the early-stopped weights",
-)
-LISTS = {"collapse": collapse}
+LISTS = ("collapse", "survival", "attribution")  # shown in the sections 10.3, 10.4 and 10.5
 
 
 def train(method, name):
@@ -51,9 +29,10 @@ def train(method, name):
 
 def missing(method, name):
     """The runs of a list that results/ has not, with those that they start from."""
-    runs = list(dict.fromkeys(LISTS[name](method)))
+    precision = helpers.automatic_precision("standard", width=64)  # what this machine computes fastest in
+    runs = list(dict.fromkeys(getattr(method, f"{name}_references")(precision).values()))
     shipped = {row["id"] for row in helpers.shipped("runs.csv") or ()}
-    starts = {run.starting_run for run in runs if run.id not in shipped}
+    starts = {start for run in runs if run.id not in shipped for start in (run.starting_run, run.moments_from)}
     return [run for run in runs if run.id not in shipped or run.id in starts]
 
 

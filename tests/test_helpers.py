@@ -345,7 +345,9 @@ def test_every_field_that_determines_a_result_is_in_the_id(run):
     }
     others = [dataclasses.replace(run, **{name: value}) for name, value in changes.items()]
     others.append(dataclasses.replace(run, method="SemiCT", starting_run="some-run"))
-    assert {field.name for field in dataclasses.fields(run)} == changes.keys() | {"method", "starting_run"}
+    starting = {"moments_from": "other-run", "logit_scale": 0.5}
+    others += [dataclasses.replace(others[-1], **{name: value}) for name, value in starting.items()]
+    assert {field.name for field in dataclasses.fields(run)} == {*changes, *starting, "method", "starting_run"}
     assert len({run.id, *(other.id for other in others)}) == len(others) + 1
 
 
@@ -379,6 +381,9 @@ def test_the_id_is_a_file_name(run):
         {"batch_size": 0},
         {"precision": "float8"},
         {"starting_run": "some-run"},
+        {"moments_from": "some-run"},
+        {"logit_scale": 2.0},
+        {"logit_scale": 0.0},
         {"method": "SemiCT"},
     ],
 )
@@ -510,11 +515,18 @@ def record(run):
 
 
 def test_table_1_shows_every_number_of_the_report_beside_ours(record):
-    table = helpers.table_1({("shift", "SemiC"): record["metrics"]})
+    table = helpers.table_1({("shift", "SemiC"): helpers.run_row(record)})
     cells = {row[:2]: row[2:] for row in table.rows}
     assert len(cells) == 12
-    assert cells["shift", "SemiC"] == ("0.84 | 0.5", "0.76 | 0.5", "0.08 | 0.5", "74.8% | 50.0% ▼", "88.7% | 50.0% ▼")
-    assert cells["noise", "Supervised"][0] == "– | not run" and cells["noise", "SemiCT"][3] == "0.1% (10%) | not run"
+    assert cells["shift", "SemiC"] == (
+        "reported",
+        "0.84 | 0.5",
+        "0.76 | 0.5",
+        "0.08 | 0.5",
+        "74.8% | 50.0% ▼",
+        "88.7% | 50.0% ▼",
+    )
+    assert cells["noise", "Supervised"][1] == "– | not run" and cells["noise", "SemiCT"][4] == "0.1% (10%) | not run"
 
 
 def test_tables_escape_what_they_show():
@@ -524,15 +536,20 @@ def test_tables_escape_what_they_show():
 
 
 def test_published_records_keep_one_row_a_run(tmp_path, record):
-    helpers.publish([record], tmp_path)
-    helpers.publish([record | {"fingerprint": "other"}, record | {"seconds": 4.0}], tmp_path)
+    another = record | {"id": "another"}
+    helpers.publish([record, another], tmp_path)
+    helpers.publish([record | {"fingerprint": "other", "seconds": 4.0}], tmp_path)
     rows = helpers.read_csv(tmp_path / "runs.csv")
-    assert sorted(row["fingerprint"] for row in rows) == ["0123abcd", "other"]
-    assert {row["seconds"] for row in rows} == {"4.0", "3.0"} and rows[0]["recipe"] == "reported"
+    assert [(row["id"], row["fingerprint"]) for row in rows] == [("another", "0123abcd"), (record["id"], "other")]
+    assert [row["seconds"] for row in rows] == ["3.0", "4.0"] and rows[0]["recipe"] == "reported"
     wanted = "id recipe preset transform method seed width epochs labeled unlabeled loss loss_supervised".split()
     wanted += "loss_consistency accuracy accuracy_clean accuracy_transformed consistency seconds device date".split()
     assert set(wanted) <= rows[0].keys() and all(rows[0][name] for name in wanted)
-    assert len(helpers.read_csv(tmp_path / "curves.csv")) == 2 * 3 * 5
+    curves = helpers.read_csv(tmp_path / "curves.csv")
+    assert [(curve["fingerprint"], curve["epoch"]) for curve in curves] == [
+        (fingerprint, epoch) for fingerprint in ("0123abcd", "other") for epoch in "123"
+    ]
+    assert [float(curve["val_loss"]) for curve in curves[3:]] == [epoch["val_loss"] for epoch in record["history"]]
 
 
 def test_claims_are_judged_by_the_records(method, record):
@@ -551,8 +568,13 @@ def test_claims_are_judged_by_the_records(method, record):
     assert claim(report)["SemiCT collapses for noise"] == "✗"  # the agreement is not 1
     assert claim(report, 1.0)["SemiCT collapses for noise"] == "✓"
     assert claim(report)["SemiCTE beats Supervised for noise (by 1.0 there)"] == "✗"  # within the margin
-    assert claim(report)["SemiC at the low learning rate ends below"].startswith("·")
-    assert claim(report | {("shift", "SemiC, slow"): 0.2})["SemiC at the low learning rate ends below"] == "✓"
+    assert claim(report)["SemiC does not converge at the low learning rate (here: ends below)"].startswith("·")
+    assert (
+        claim(report | {("shift", "SemiC, slow"): 0.2})[
+            "SemiC does not converge at the low learning rate (here: ends below)"
+        ]
+        == "✓"
+    )
     assert claim(report | {("shift", "SemiC"): 0.69})["SemiC beats Supervised for shift"] == "✗"
     assert claim({}) and all(verdict.startswith("·") for verdict in claim({}).values())
 
@@ -585,6 +607,47 @@ def test_the_curve_table_reads_the_curves(record):
     assert row[0] == "SemiC, shift, rate 0.001" and row[2:4] == ("0.40 (epoch 2)", "0.70") and row[4] == "50.0%"
 
 
+ACCURACIES = {
+    (seed, state, method): value
+    for state, values in {"released": (0.50, 0.60, 0.52, 0.58), "reported": (0.60, 0.64, 0.62)}.items()
+    for (seed, method), value in zip(
+        ((0, "Supervised"), (0, "SemiC"), (1, "Supervised"), (1, "SemiC")), values, strict=False
+    )
+}
+
+
+def test_the_attribution_compares_seed_by_seed():
+    rows = helpers.attribution_table(ACCURACIES | {(0, "not yet", "SemiC"): None}).rows
+    assert rows[2] == ("not yet", "not run", "not run", "not run", 0)
+    assert rows[0] == ("released", "51.0% ± 1.4%", "59.0% ± 1.4%", "+8.0% ± 2.8%", 2)
+    assert rows[1] == ("reported", "61.0% ± 1.4%", "64.0%", "+4.0%", 1)
+    _, right = helpers.show_attribution(ACCURACIES, "title").axes
+    means = [line.get_ydata() for line in right.lines if line.get_label() == "SemiC less Supervised"]
+    np.testing.assert_allclose(means[0], [0.08, 0.04])
+    assert helpers.spread([]) == "not run"
+
+
+def test_the_survival_table_counts_collapses():
+    def ended(largest, entropy):
+        last = {"val_largest_class": largest, "val_prediction_entropy": entropy}
+        last |= {"val_loss_supervised": 14.04, "val_accuracy": 0.25}
+        return {"id": "way", "history": [last | {"loss_supervised": 0}], "configuration": CONTINUES}
+
+    start = {"id": "start", "history": [{"loss_supervised": 0.125}], "configuration": {"starting_run": "", "steps": 0}}
+    records = {(1, "a"): ended(1.0, 0.0), (0, "a"): ended(0.5, 0.0), (0, "b"): ended(1.0, 2.0), (0, "one"): start}
+    assert helpers.survival_table(records).rows == [
+        ("a", "0.12, 0.12", "1 of 2", "14.0, 14.0", "25%, 25%"),
+        ("b", "0.12", "0 of 1", "14.0", "25%"),
+    ]
+    panels = {"first": ("a",), "second": ("b",), "third": ("a",), "fourth": ("b",)}
+    axes = helpers.show_survival(records, panels, "title").axes
+    assert [axis.get_title() for axis in axes] == list(panels)
+    assert [len(axis.lines) for axis in axes] == [3, 2, 3, 2]  # and the loss of a constant prediction
+
+
+CONTINUES = {"starting_run": "start", "steps": 5}
+
+
 def test_durations_are_said_as_people_do():
     assert [helpers.duration(s) for s in (3, 89, 600, 9000)] == ["3 s", "89 s", "10 min", "2.5 h"]
 
@@ -614,7 +677,7 @@ def test_pictures_can_be_generated_instead(data, monkeypatch):
 
 def test_the_mean_of_distributions_is_summed_up(random):
     probabilities = random.dirichlet(np.ones(10), size=(3, 40)).astype(np.float32)
-    largest, entropy = (helpers.new_metrics()[name] for name in ("largest_class", "prediction_entropy"))
+    largest, entropy = (helpers.MeasuredModel().measured[name] for name in ("largest_class", "prediction_entropy"))
     for batch in probabilities:
         largest.update_state(batch)
         entropy.update_state(batch)

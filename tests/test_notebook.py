@@ -45,7 +45,7 @@ def test_the_committed_notebook_is_small_portable_and_shows_no_cifar10(committed
 
 def test_cells_are_short(code):
     long = [cell.source.splitlines()[0] for cell in code if len(cell.source.splitlines()) > 40]
-    assert long == ["class ConsistencyModel(keras.Model):"]  # one class, one cell
+    assert not long
 
 
 def test_method_cells_only_define(code):

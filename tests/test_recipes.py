@@ -1,6 +1,7 @@
 """The recipe `released`: each switch changes what it names alone; without any the model is the reported one."""
 
 import dataclasses
+import itertools
 
 import keras
 import numpy as np
@@ -177,6 +178,29 @@ def test_what_step_two_takes_over_from_step_one(method, data, tiny, tmp_path, re
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_weights_and_moments_of_different_transforms_are_put_together(method, data, tiny, tmp_path):
+    tiny.recipe, tiny.epochs_supervised = "released", 1
+    starts = {name: method.plan("Supervised", name, tiny, "shapes") for name in ("noise", "shift")}
+    run = method.plan("SemiCT", "noise", tiny, "shapes")
+    runner = helpers.Runner(data, method.build_model, method.TRANSFORMS, [*starts.values(), run], "smoke", tmp_path)
+    runner.train(list(starts.values()))
+    own = {name: runner.model(dataclasses.replace(run, starting_run=start.id)) for name, start in starts.items()}
+    mixed = runner.model(dataclasses.replace(run, moments_from=starts["shift"].id))
+    sharper = runner.model(dataclasses.replace(run, logit_scale=3.0))
+
+    def equal(first, second):
+        return [np.array_equal(one.numpy(), two.numpy()) for one, two in zip(first, second, strict=True)]
+
+    states = {name: model.optimizer.variables for name, model in (own | {"mixed": mixed}).items()}
+    assert all(equal(mixed.network.weights, own["noise"].network.weights))
+    assert all(equal(states["mixed"], states["shift"]))
+    assert not all(equal(states["noise"], states["shift"]))
+    assert not all(equal(own["noise"].network.weights, own["shift"].network.weights))
+    images = tf.constant(data.test_images[:20], tf.float32) / 255
+    np.testing.assert_allclose(sharper(images), 3 * own["noise"](images), rtol=1e-5, atol=1e-5)
+    assert all(equal(sharper.optimizer.variables, states["noise"]))
+
+
 def test_unknown_or_unsorted_switches_are_refused(method, tiny):
     run = method.plan("SemiC", "noise", tiny)
     for switches in ("sepia", "whole_shifts+one_angle", "one_angle+one_angle"):
@@ -190,3 +214,33 @@ def test_recipes_are_named(method, tiny):
     less = helpers.joined(set(helpers.SWITCHES) - {"one_angle"})
     names = {switches: dataclasses.replace(run, switches=switches).recipe for switches in ("", released, less)}
     assert list(names.values()) == ["reported", "released", "released - one_angle"]
+
+
+def test_the_attribution_goes_from_one_recipe_to_the_other(method, tiny):
+    for transform in ("shift", "rotation"):
+        runs = method.attribution_runs(transform, tiny)
+        for name in ("Supervised", "SemiC"):
+            ladder = [run for (_, method_name), run in runs.items() if method_name == name]
+            assert [ladder[0].recipe, ladder[-1].recipe] == ["released", "reported"]
+            assert all(later.active < earlier.active for earlier, later in itertools.pairwise(ladder))
+            same = {dataclasses.replace(run, switches="") for run in ladder}
+            assert same == {method.plan(name, transform, tiny)}
+        shown = {state.removeprefix("− ") for state, _ in runs} & set(helpers.SWITCHES)
+        assert ("one_angle" in shown) == (transform == "rotation")
+
+
+def test_survival_exchanges_only_what_it_names(method, tiny):
+    runs = method.survival_runs(tiny, 256)
+    fields = {
+        "state of rotation, goes on with shift": ("rotation", {"transform"}),
+        "rotation with the moments of shift": ("rotation", {"moments_from"}),
+        "shift with the moments of rotation": ("shift", {"moments_from"}),
+        "rotation, early-stopped, with the full moments": ("rotation, early-stopped", {"moments_from"}),
+        "shift, logits times 3/2": ("shift", {"logit_scale"}),
+        "shift, twice the rate": ("shift", {"learning_rate", "switches"}),
+    }
+    for name, (other, changed) in fields.items():
+        one, two = dataclasses.asdict(runs[name]), dataclasses.asdict(runs[other])
+        assert {field for field in one if one[field] != two[field]} == changed
+    assert runs["shift"].active - runs["shift, twice the rate"].active == {"restored_rate"}
+    assert len({run.id for run in runs.values()}) == len(runs)
