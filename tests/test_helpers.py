@@ -631,7 +631,8 @@ def test_the_survival_table_counts_collapses():
     def ended(largest, entropy):
         last = {"val_largest_class": largest, "val_prediction_entropy": entropy}
         last |= {"val_loss_supervised": 14.04, "val_accuracy": 0.25}
-        return {"id": "way", "history": [last | {"loss_supervised": 0}], "configuration": CONTINUES}
+        configuration = {"starting_run": "start", "steps": 5}
+        return {"id": "way", "history": [last | {"loss_supervised": 0}], "configuration": configuration}
 
     start = {"id": "start", "history": [{"loss_supervised": 0.125}], "configuration": {"starting_run": "", "steps": 0}}
     records = {(1, "a"): ended(1.0, 0.0), (0, "a"): ended(0.5, 0.0), (0, "b"): ended(1.0, 2.0), (0, "one"): start}
@@ -643,9 +644,6 @@ def test_the_survival_table_counts_collapses():
     axes = helpers.show_survival(records, panels, "title").axes
     assert [axis.get_title() for axis in axes] == list(panels)
     assert [len(axis.lines) for axis in axes] == [3, 2, 3, 2]  # and the loss of a constant prediction
-
-
-CONTINUES = {"starting_run": "start", "steps": 5}
 
 
 def test_durations_are_said_as_people_do():

@@ -73,7 +73,7 @@ def test_the_first_screen_is_made_from_the_shipped_records(committed, method):
 def test_shipped_rows_have_their_curves_and_the_id_of_their_settings():
     rows = helpers.read_csv(notebook.ROOT / "results" / "runs.csv")
     curves = helpers.read_csv(notebook.ROOT / "results" / "curves.csv")
-    assert rows
+    assert rows and len({row["id"] for row in rows}) == len(rows)
     for row in rows:
         fields = helpers.Configuration.__dataclass_fields__
         told = {name: field.type(row[name]) for name, field in fields.items()}
