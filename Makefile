@@ -2,12 +2,19 @@
 # make test       lint, unit tests, and the notebook at the preset `smoke`
 # make notebook   execute reproduction.ipynb in place and renew its first screen, for a commit
 # make bench      what a training step costs beside a plain loop, on this machine
+# make faults     break off a grid of runs at KILLS=100 random moments, and the other tests of faults
 # make records    train the runs of a list and publish them in results/ (LIST=collapse)
 # make colab      execute the notebook alone in an environment like Colab's, at `smoke`
+#
+# PYTHON=python3.13 takes another Python, in an environment of its own; CONSTRAINTS=tests/oldest.txt VENV=.venv-oldest
+# the oldest packages that requirements.txt admits.
 
 PYTHON ?= python3
 PRESET ?= quick
-BIN := .venv/bin
+VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+CONSTRAINTS ?=
+KILLS ?= 100
+BIN := $(VENV)/bin
 SHELL := /bin/bash
 
 # CIFAR-10 lies beside the project on the machines where it is developed; elsewhere Keras downloads it.
@@ -16,36 +23,39 @@ ifneq ($(SHARED_DATA),)
 export CIFAR10_NPZ ?= $(SHARED_DATA)
 endif
 
-.PHONY: run test notebook bench records colab lint clean
+.PHONY: run test notebook bench faults records colab lint clean
 
-run: .venv/ready
+run: $(VENV)/ready
 	REPRODUCTION_PRESET=$(PRESET) $(BIN)/python tests/notebook.py --output reproduction-$(PRESET).ipynb
 
-test: .venv/ready lint
+test: $(VENV)/ready lint
 	$(BIN)/python -m pytest -q --durations=8
 
-notebook: .venv/ready
+notebook: $(VENV)/ready
 	$(BIN)/python tests/notebook.py
 
-bench: .venv/ready
+bench: $(VENV)/ready
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/benchmark.py
 
-records: .venv/ready
+faults: $(VENV)/ready
+	KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/test_faults.py
+
+records: $(VENV)/ready
 	$(BIN)/python tests/records.py $(LIST)
 
-colab: .venv/ready
+colab: $(VENV)/ready
 	$(BIN)/python tests/colab.py
 
-lint: .venv/ready
+lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # elasticdeform is compiled here, which takes a C compiler and the Python headers.
-.venv/ready: requirements.txt tests/requirements.txt
-	$(PYTHON) -m venv .venv
+$(VENV)/ready: requirements.txt tests/requirements.txt $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements.txt -r tests/requirements.txt
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r tests/requirements.txt $(CONSTRAINTS:%=-c %)
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache __pycache__ tests/__pycache__
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache __pycache__ tests/__pycache__

@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import datetime
 import dis
+import errno
 import functools
 import gc
 import hashlib
@@ -23,19 +24,26 @@ import inspect
 import io
 import json
 import math
+import numbers
 import os
 import pathlib
 import platform
+import re
+import shutil
 import sys
+import tempfile
 import textwrap
+import threading
 import time
 import types
+import uuid
 import zlib
 
 import elasticdeform
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
+import psutil
 import scipy.ndimage
 from IPython import get_ipython
 from IPython.display import display
@@ -62,12 +70,21 @@ def _start_up_messages_hidden():
         os.close(nowhere)
 
 
-os.environ["KERAS_BACKEND"] = "tensorflow"  # the method is written with TensorFlow's operations
+if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
+    raise ValueError(
+        f"KERAS_BACKEND is {os.environ['KERAS_BACKEND']!r}, and the method is written with TensorFlow's operations: "
+        "unset it, or set it to 'tensorflow', and start the kernel again."
+    )
 with _start_up_messages_hidden():
     import keras
     import tensorflow as tf
 
     tf.config.list_physical_devices()
+if keras.backend.backend() != "tensorflow":
+    raise ValueError(
+        f"Keras runs on {keras.backend.backend()!r}, and the method is written with TensorFlow's operations: start the "
+        "kernel again and run the notebook from its first cell."
+    )
 tf.get_logger().setLevel("ERROR")  # its warnings on retracing mean nothing where every run has a model of its own
 
 METHODS = ("Supervised", "SemiC", "SemiCT", "SemiCTE")
@@ -162,11 +179,18 @@ def device_strategy():
         tf.distribute.Strategy.
 
     Raises:
+        ValueError: TF_CONFIG is not JSON with a cluster.
         NotImplementedError: TF_CONFIG names several machines. Keras 3 cannot train on them: its `fit` fails
             on what `MultiWorkerMirroredStrategy` hands it (Keras's issue 20585; tests/test_devices.py shows it).
     """
-    cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
-    if sum(map(len, cluster.values())) > 1:
+    try:
+        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+        machines = sum(map(len, cluster.values()))
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(
+            f"TF_CONFIG is {os.environ['TF_CONFIG']!r}; it must be JSON with a cluster. On one machine, unset it."
+        ) from None
+    if machines > 1:
         raise NotImplementedError(
             "TF_CONFIG names several machines, and Keras 3 cannot train on more than one (its issue 20585). "
             "Unset TF_CONFIG; several GPUs of one machine are used without it."
@@ -238,13 +262,45 @@ DEFAULTS = {
     "recipe": "reported",
     "consistency_weight": 1.0,
     "seed": 0,
+    "exact_repeats": False,
 }
 
 
 def default_settings(presets, preset, **changes):
-    """Settings that the untouched controls give at a preset, in float32: a namespace as of `read_settings`."""
-    values = DEFAULTS | {"preset": preset, "precision": "float32"} | presets[preset]
-    return types.SimpleNamespace(**values | changes)
+    """Settings that the untouched controls give at a preset, in float32: a namespace as of `read_settings`.
+
+    Raises:
+        ValueError: an unknown preset, an unknown name in `changes`, or a value out of its range.
+    """
+    _check_choice("preset", preset, presets)
+    values = DEFAULTS | {"preset": preset, "precision": "float32", "transforms": ()} | presets[preset]
+    for name in changes:
+        _check_choice("a setting", name, values)
+    return _checked(values | changes)
+
+
+def _checked(settings):
+    """A namespace of settings, dict of name to value, after a look at those that are not sizes."""
+    check_number("learning_rate", settings["learning_rate"], *RATES)
+    check_number("fine_tuning_rate", settings["fine_tuning_rate"], *RATES)
+    check_number("consistency_weight", settings["consistency_weight"], 0, 1000)
+    _check_choice("recipe", settings["recipe"], RECIPES)
+    _check_choice("precision", settings["precision"], PRECISIONS)
+    return types.SimpleNamespace(**settings)
+
+
+RATES = (1e-12, 1.0)  # what a learning rate may be
+
+
+def check_number(name, value, lowest, highest):
+    """Raise ValueError unless `value` is a real number, and no bool, with lowest <= value <= highest."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real) or not lowest <= value <= highest:
+        raise ValueError(f"{name} is {value!r}; it must be a number from {lowest:g} to {highest:g}.")
+
+
+def _check_choice(name, value, choices):
+    if value not in tuple(choices):
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
 
 
 def settings_controls(presets, transforms):
@@ -256,7 +312,7 @@ def settings_controls(presets, transforms):
 
     Returns:
         namespace of widgets: `preset`, `transforms`, `learning_rate`, `fine_tuning_rate`,
-        `precision`, `recipe`, `consistency_weight`, `seed`, and `panel`, the box that shows them all.
+        `precision`, `recipe`, `consistency_weight`, `seed`, `exact_repeats`, and `panel`, the box that shows them all.
 
     Raises:
         ValueError: REPRODUCTION_PRESET names no preset.
@@ -264,6 +320,8 @@ def settings_controls(presets, transforms):
     chosen = os.environ.get("REPRODUCTION_PRESET") or "quick"
     if chosen not in presets:
         raise ValueError(f"REPRODUCTION_PRESET is {chosen!r}; set it to one of {', '.join(presets)}, or unset it.")
+    if not transforms:
+        raise ValueError("transforms is empty; name at least one transform.")
     wide = {"style": {"description_width": "150px"}, "layout": {"width": "420px"}}
     controls = types.SimpleNamespace(
         preset=widgets.Dropdown(options=list(presets), value=chosen, description="preset", **wide),
@@ -284,6 +342,7 @@ def settings_controls(presets, transforms):
             value=DEFAULTS["consistency_weight"], min=0.0, max=10.0, step=0.1, description="consistency weight", **wide
         ),
         seed=widgets.BoundedIntText(value=DEFAULTS["seed"], min=0, max=9999, description="seed", **wide),
+        exact_repeats=widgets.Checkbox(value=DEFAULTS["exact_repeats"], description="exact repeats on a GPU", **wide),
     )
     controls.panel = widgets.VBox(list(vars(controls).values()))
     return controls
@@ -292,17 +351,20 @@ def settings_controls(presets, transforms):
 def read_settings(controls, presets):
     """Read the controls' values once, together with the sizes of the chosen preset.
 
+    With `exact_repeats`, TensorFlow computes in one fixed order from here on, until the kernel is started again. On a
+    processor it does so anyway; on a GPU it takes time that could not be measured here, hence the choice.
+
     Args:
         controls: what `settings_controls` returned.
         presets: the same presets.
 
     Returns:
         namespace with `preset`, `transforms` (tuple of str), `learning_rate`, `fine_tuning_rate`,
-        `consistency_weight` (floats), `precision` (one of PRECISIONS), `recipe` (one of RECIPES), `seed` (int) and the
-        preset's sizes.
+        `consistency_weight` (floats), `precision` (one of PRECISIONS), `recipe` (one of RECIPES), `seed` (int),
+        `exact_repeats` (bool) and the preset's sizes.
 
     Raises:
-        ValueError: no transform is selected.
+        ValueError: no transform is selected, or a value is out of its range.
     """
     values = {name: widget.value for name, widget in vars(controls).items() if name != "panel"}
     if not values["transforms"]:
@@ -311,7 +373,9 @@ def read_settings(controls, presets):
         values[name] = float(f"{values[name]:.6g}")  # a slider moved there and back returns 0.00099999...
     if values["precision"] == "automatic":
         values["precision"] = automatic_precision(values["preset"], presets[values["preset"]]["width"])
-    return types.SimpleNamespace(**values, **presets[values["preset"]])
+    if values["exact_repeats"]:
+        tf.config.experimental.enable_op_determinism()
+    return _checked(values | presets[values["preset"]])
 
 
 def automatic_precision(preset, width):
@@ -553,13 +617,23 @@ def split(name, arrays, ranges):
         Split.
 
     Raises:
-        ValueError: the ranges overlap.
+        ValueError: the arrays are not pictures with labels, or the ranges overlap or leave the data.
     """
     (images, labels), (test_images, test_labels) = arrays
+    _check_data("training", images, labels)
+    _check_data("test", test_images, test_labels)
+    if set(ranges) != {"labeled", "unlabeled", "validation"}:
+        raise ValueError(f"ranges names {', '.join(ranges)}; it must name labeled, unlabeled and validation.")
+    for subset, (start, stop) in ranges.items():
+        if not 0 <= start < stop <= len(images):
+            raise ValueError(
+                f"The range of {subset} is {start} to {stop}; it must be some of the {len(images)} training images, "
+                "the first one before the last."
+            )
     indices = {subset: np.arange(*bounds) for subset, bounds in ranges.items()}
     everything = np.concatenate(list(indices.values()))
     if len(np.unique(everything)) != len(everything):
-        raise ValueError(f"The ranges {ranges} overlap: an image would be in two subsets.")
+        raise ValueError(f"The ranges {ranges} overlap: an image would be in two subsets. Move one of them.")
     digest = zlib.crc32(repr(ranges).encode())
     for array in (images, labels, test_images, test_labels):
         digest = zlib.crc32(np.ascontiguousarray(array), digest)
@@ -577,6 +651,22 @@ def split(name, arrays, ranges):
         class_counts={subset: np.bincount(values, minlength=10) for subset, values in subsets.items()},
         digest=f"{digest:08x}",
     )
+
+
+def _check_data(name, images, labels):
+    """Raise ValueError unless these are uint8 pictures (n, height, width, channels) and labels 0 ... 9 (n, 1)."""
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise ValueError(
+            f"The {name} images are {images.dtype} {images.shape}; they must be uint8 (n, height, width, channels), "
+            "with pixels of 0 ... 255: multiply by 255 what lies between 0 and 1."
+        )
+    if labels.shape != (len(images), 1) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"The {name} labels are {labels.dtype} {labels.shape}; they must be integers {(len(images), 1)}, one for "
+            "each image: are images and labels of the same set?"
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() <= 9:
+        raise ValueError(f"The {name} labels go from {labels.min()} to {labels.max()}; they must be 0 ... 9.")
 
 
 def split_table(data, ranges):
@@ -603,6 +693,27 @@ def split_table(data, ranges):
 
 
 # ------------------------------------------------------------------------------- transforms
+
+
+def check_images(images):
+    """Raise ValueError unless these are pictures as the transforms take them.
+
+    That is floating point (n, height, width, channels) with values 0 ... 1, give or take the half that splines may
+    overshoot by. Within a compiled function the values cannot be seen and are not looked at.
+    """
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if shape is None or len(shape) != 4 or not tf.as_dtype(dtype).is_floating:
+        raise ValueError(
+            f"images is {type(images).__name__} {dtype} {shape}; it must be a floating-point array or tensor "
+            "(n, height, width, channels): `helpers.to_unit_range` makes one of uint8 images."
+        )
+    if tf.executing_eagerly() and len(images):
+        lowest, highest = float(tf.reduce_min(images)), float(tf.reduce_max(images))
+        if not -0.5 <= lowest <= highest <= 1.5:
+            raise ValueError(
+                f"The pixels of images go from {lowest:g} to {highest:g}; they must lie between 0 and 1: "
+                "`helpers.to_unit_range` makes that of uint8 images."
+            )
 
 
 def _spline_weights(fraction):
@@ -906,16 +1017,17 @@ class Configuration:
         for name in ("unlabeled", "seed", "steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be a positive number.")
-        if not (math.isfinite(self.consistency_weight) and self.consistency_weight >= 0):
-            raise ValueError(f"consistency_weight is {self.consistency_weight}; it must be 0 or a positive number.")
+        check_number("learning_rate", self.learning_rate, *RATES)
+        check_number("consistency_weight", self.consistency_weight, 0, 1000)
+        check_number("logit_scale", self.logit_scale, 1e-6, 1e6)
+        runs = [name for name in ("starting_run", "moments_from") if getattr(self, name)]
+        for name in ("transform", "dataset", *runs):  # parts of paths
+            if not re.fullmatch(r"\w[\w-]{0,99}", getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a name of letters, digits, _ and -.")
         if (self.method in ("SemiCT", "SemiCTE")) != bool(self.starting_run):
             raise ValueError(
                 f"{self.method} with starting_run={self.starting_run!r}: only SemiCT and SemiCTE start from a run."
             )
-        if not (math.isfinite(self.logit_scale) and self.logit_scale > 0):
-            raise ValueError(f"logit_scale is {self.logit_scale}; it must be a positive number.")
         if not self.starting_run and (self.moments_from or self.logit_scale != 1):
             raise ValueError("moments_from and logit_scale change what a run starts from: starting_run must be set.")
 
@@ -1128,21 +1240,147 @@ def _batch(seed, step, positions):
     return {"positions": positions, "seed": tf.random.fold_in(seed, step)}
 
 
+# ----------------------------------------------------------------------------- what is kept
+
+FORMAT = 1  # of a run's files; raised whenever their meaning changes
+
+
+class Damaged(Exception):
+    """A file of a run cannot be trusted; `path` is which, the message says why."""
+
+    def __init__(self, path, what):
+        super().__init__(f"{path} {what}")
+        self.path = path
+
+
+@contextlib.contextmanager
+def _writing_to(folder):
+    """Say which folder it was, and what to do, where writing fails."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: cannot write to the folder {folder}. Make room or give the right to write there, or "
+            "set runs_folder to another folder; then run the cell again. What was finished before is kept",
+        ) from error
+
+
+def write_bytes(path, content):
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: of the kind that the system names (no space, read-only, ...), with the folder in the message.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with _writing_to(path.parent):
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def _checksum(content):
+    """SHA-256 of bytes or of what JSON can hold, in hexadecimal digits."""
+    if not isinstance(content, bytes):
+        content = json.dumps(content, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
 def write_json(path, content):
-    """Write JSON whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    """Write a dict as JSON, whole or not at all, with its format and a checksum that `read_json` looks at."""
+    content = {"format": FORMAT, **content}
+    write_bytes(path, json.dumps({"sha256": _checksum(content), **content}, indent=1).encode())
+
+
+def read_json(path):
+    """Read what `write_json` wrote.
+
+    Returns:
+        dict, or None where there is no such file.
+
+    Raises:
+        Damaged: the file is not as it was written, or another version of this module wrote it.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise Damaged(path, "is cut off or overwritten") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise Damaged(path, f"is not of this version, whose format is {FORMAT}")
+    if content.pop("sha256", None) != _checksum(content):
+        raise Damaged(path, "does not fit its checksum")
+    del content["format"]
+    return content
 
 
 def save_weights(model, path):
-    """Write a Keras model's weights whole or not at all; of a compiled model, the optimizer's state too."""
-    partial = path.with_name("partial." + path.name)
-    model.save_weights(partial)
-    os.replace(partial, path)
+    """Write a Keras model's weights whole or not at all; of a compiled model, the optimizer's state too.
+
+    Returns:
+        str, the file's checksum.
+    """
+    # HDF5 ends the process where the disk is full. So it writes to the system's temporary folder, after a look at the
+    # room there, and the bytes go on from there.
+    with tempfile.TemporaryDirectory() as folder:
+        optimizer = getattr(model, "optimizer", None)
+        values = [*model.variables, *(optimizer.variables if optimizer else ())]
+        needed = 2**20 + 2 * sum(math.prod(value.shape) * 4 for value in values)
+        if shutil.disk_usage(folder).free < needed:
+            raise OSError(errno.ENOSPC, f"The temporary folder {folder} has no room for {needed:,} bytes of weights")
+        local = pathlib.Path(folder) / path.name
+        model.save_weights(local)
+        content = local.read_bytes()
+    write_bytes(path, content)
+    return _checksum(content)
+
+
+def check_file(path, checksum):
+    """Raise `Damaged` unless a file is there and as it was written."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise Damaged(path, "is missing") from None
+    if _checksum(content) != checksum:
+        raise Damaged(path, "does not fit its checksum")
+
+
+def intact(path):
+    """Read a JSON file of a run, and see that the files whose checksums it holds are whole.
+
+    Returns:
+        dict, or None where there is no such file.
+
+    Raises:
+        Damaged: it, or one of the files.
+    """
+    content = read_json(path)
+    for name, checksum in (content or {}).get("files", {}).items():
+        check_file(path.parent / name, checksum)
+    return content
+
+
+def intact_or_set_aside(path):
+    """Do as `intact`, but rename what is damaged to `....damaged-1` (2, 3, ...), say so, and return None."""
+    try:
+        return intact(path)
+    except Damaged as damage:
+        print(f"{damage}. It is set aside, and what is lost with it is trained again.")
+        for broken in {path, damage.path}:
+            numbers = (
+                number for number in range(1, 1000) if not broken.with_name(f"{broken.name}.damaged-{number}").exists()
+            )
+            if broken.exists():
+                os.replace(broken, broken.with_name(f"{broken.name}.damaged-{next(numbers)}"))
+        return None
 
 
 def load_start(model, folder, moments_folder, configuration):
@@ -1167,12 +1405,147 @@ def load_start(model, folder, moments_folder, configuration):
 
 def last_checkpoint(folder):
     """File of a finished run's weights and its optimizer's state."""
-    return checkpoint_path(folder, len(json.loads((folder / "record.json").read_text())["history"]))
+    return checkpoint_path(folder, len(read_json(folder / "record.json")["history"]))
 
 
 def checkpoint_path(folder, epoch):
     """File of the weights and the optimizer's state after `epoch` epochs."""
     return folder / f"epoch-{epoch:04d}.weights.h5"
+
+
+class Locked(Exception):
+    """Another kernel is training this run; the message says which."""
+
+
+_locks_held = set()  # by this process; a lock of its own that is not in here was left by an interrupt
+
+
+class Lock:
+    """Keeps a run to one kernel at a time: a file that names the owner, who renews it every few seconds.
+
+    The lock of a dead owner is taken over. On this machine an owner is dead when its process is gone; on another, as
+    with two Colab machines on one Drive, when it has not renewed the lock for `STALE` seconds.
+
+    Args:
+        path: of the lock's file.
+
+    Raises:
+        Locked: on entering, a living owner has it.
+    """
+
+    BEAT, STALE = 10.0, 120.0  # seconds
+
+    def __init__(self, path):
+        self.path, self.token = path, uuid.uuid4().hex
+        process = psutil.Process()
+        self.owner = {
+            "machine": _machine(),
+            "process": process.pid,
+            "started": process.create_time(),
+            "token": self.token,
+        }
+
+    def __enter__(self):
+        with _writing_to(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        _locks_held.add(self.token)
+        try:
+            while not self._create():
+                self._remove_unless_alive()
+            self.check()
+        except BaseException:
+            _locks_held.discard(self.token)
+            raise
+        self._stop = threading.Event()
+        threading.Thread(target=self._renew, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self._stop.set()
+        if self.held():
+            self.path.unlink(missing_ok=True)
+        _locks_held.discard(self.token)
+
+    def held(self):
+        """Whether the lock is this object's."""
+        return (self._read() or {}).get("token") == self.token
+
+    def check(self):
+        """Raise Locked where another kernel took the lock over, as after a long sleep of this machine."""
+        if not self.held():
+            raise Locked(f"another kernel took over {self.path.parent}")
+
+    def _read(self):
+        try:
+            return json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {}
+
+    def _create(self):
+        """Make the file with its content in one step, so that nobody sees half of it; False where there is one."""
+        draft = self.path.with_name(f"{self.path.name}.{self.token}")
+        with _writing_to(self.path.parent):
+            try:
+                draft.write_text(json.dumps(self.owner | {"renewed": time.time()}))
+                os.link(draft, self.path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                    raise
+                return self._create_without_links()  # as on Google Drive
+            finally:
+                with contextlib.suppress(OSError):
+                    draft.unlink(missing_ok=True)
+        return True
+
+    def _create_without_links(self):
+        try:
+            with self.path.open("x") as file:
+                json.dump(self.owner | {"renewed": time.time()}, file)
+        except FileExistsError:
+            return False
+        return True
+
+    def _remove_unless_alive(self):
+        owner = self._read()
+        if owner is None:
+            return
+        if not owner:
+            with contextlib.suppress(FileNotFoundError):
+                alive = time.time() - self.path.stat().st_mtime < self.STALE  # perhaps it is being written
+                where = "somewhere"
+        elif owner["machine"] != self.owner["machine"]:
+            alive, where = time.time() - owner["renewed"] < self.STALE, "on another machine"
+        elif owner["process"] == self.owner["process"]:
+            alive, where = owner["token"] in _locks_held, "in this process"
+        else:
+            where = f"in process {owner['process']}"
+            try:
+                alive = abs(psutil.Process(owner["process"]).create_time() - owner["started"]) < 2
+            except psutil.NoSuchProcess:
+                alive = False
+        if alive:
+            raise Locked(f"another kernel, {where}, trains it")
+        self.path.unlink(missing_ok=True)
+        time.sleep(0.2)  # who saw the same dead owner may just be removing the new lock; `check` then tells
+
+    def _renew(self):
+        while not self._stop.wait(self.BEAT):
+            with contextlib.suppress(OSError):  # a full disk stops the training at its next checkpoint, not here
+                if self.held():
+                    write_bytes(self.path, json.dumps(self.owner | {"renewed": time.time()}).encode())
+
+
+def _machine():
+    """Name for this machine since its last start, and for the container within which process numbers count."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{platform.node()} {uuid.getnode()}"
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -1184,26 +1557,28 @@ class Checkpoint(keras.callbacks.Callback):
     Args:
         folder: of the run.
         seed: of the run.
+        lock: Lock on the run.
     """
 
-    def __init__(self, folder, seed):
+    def __init__(self, folder, seed, lock):
         super().__init__()
-        self.folder, self.seed = folder, seed
-        self.history, self.seconds = [], 0.0
+        self.folder, self.seed, self.lock = folder, seed, lock
+        self.history, self.seconds, self.files = [], 0.0, {}
 
     def restore(self, model):
-        """Load the last finished epoch into `model`, if there is one.
+        """Load the last finished epoch into `model`, if there is one, and remove what a broken write left.
 
         Returns:
             int, number of finished epochs.
         """
         self.set_model(model)
-        progress = self.folder / "progress.json"
-        if not progress.exists():
-            return 0
-        kept = json.loads(progress.read_text())
-        self.history, self.seconds = kept["history"], kept["seconds"]
-        model.load_weights(checkpoint_path(self.folder, len(self.history)))
+        progress = intact_or_set_aside(self.folder / "progress.json")
+        if progress:
+            self.history, self.seconds, self.files = progress["history"], progress["seconds"], progress["files"]
+            model.load_weights(checkpoint_path(self.folder, len(self.history)))
+        for left in (*self.folder.glob("*.partial"), *self.folder.glob("epoch-*.weights.h5")):
+            if left.name not in self.files:
+                left.unlink()
         return len(self.history)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -1218,9 +1593,38 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.history.append({name: float(value) for name, value in logs.items()})
         self.seconds += time.perf_counter() - self.started
-        save_weights(self.model, checkpoint_path(self.folder, epoch + 1))
-        write_json(self.folder / "progress.json", {"history": self.history, "seconds": self.seconds})
+        self.lock.check()
+        path = checkpoint_path(self.folder, epoch + 1)
+        self.files = {path.name: save_weights(self.model, path)}
+        progress = {"history": self.history, "seconds": self.seconds, "files": self.files}
+        write_json(self.folder / "progress.json", progress)
         checkpoint_path(self.folder, epoch).unlink(missing_ok=True)
+
+
+class NotFinite(ArithmeticError):
+    """A loss became NaN or infinite; the message says which and when."""
+
+
+class FiniteLoss(keras.callbacks.Callback):
+    """Stop a training at the step in which a loss is no longer a finite number, by raising NotFinite."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch + 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        check_finite(logs, f"step {batch + 1} of epoch {self.epoch}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        check_finite(logs, f"the validation after epoch {self.epoch}")
+
+
+def check_finite(metrics, when):
+    """Raise NotFinite where a loss among some metrics, dict of name to value, is NaN or infinite."""
+    wrong = [
+        f"{name} is {float(value)}" for name, value in metrics.items() if "loss" in name and not math.isfinite(value)
+    ]
+    if wrong:
+        raise NotFinite(f"{' and '.join(wrong)} in {when}")
 
 
 class LiveStatus(keras.callbacks.Callback):
@@ -1255,16 +1659,19 @@ class LiveStatus(keras.callbacks.Callback):
         self.began, self.done, self.logs = time.perf_counter(), 0, {}
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
+        self.epoch, self.warning = epoch, ""
 
     def on_train_batch_end(self, batch, logs=None):
-        self.done += self.configurations[self.current].batch_size
+        run = self.configurations[self.current]
+        self.done += run.batch_size
+        if 2 * (batch + 1) >= run.steps_per_epoch:  # the metrics are means over the epoch so far
+            self.warning = collapse_notice(logs)
         if time.perf_counter() - self.shown_at > 1:
-            self.show(logs, self.time_left())
+            self.show(logs, self.warning + self.time_left())
 
     def on_epoch_end(self, epoch, logs=None):
         self.logs = logs
-        self.show(logs, self.time_left())
+        self.show(logs, self.warning + self.time_left())
 
     def time_left(self):
         """Estimate for this list of runs from the steps taken so far, such as "3 min left"."""
@@ -1283,7 +1690,13 @@ class LiveStatus(keras.callbacks.Callback):
         self.trained_pairs += self.done
         self.spent += time.perf_counter() - self.began
         self.epoch = record["configuration"]["epochs"] - 1
-        self.show(record["history"][-1], note)
+        self.show(record["history"][-1], collapse_notice(record["metrics"]) + note)
+
+    def say(self, note):
+        """Redraw, with the current run's numbers as they are and another note: it failed, or it waits."""
+        self.rows[self.current] = (*self.rows[self.current][:-1], note)
+        if self.handle:
+            self.handle.update(self.table())
 
     def show(self, logs, note):
         """Redraw, with the current run's numbers."""
@@ -1297,11 +1710,29 @@ class LiveStatus(keras.callbacks.Callback):
             f"{self.epoch + 1} of {run.epochs}",
             "{loss:.3f} ({loss_supervised:.3f}, {loss_consistency:.3f})".format(**logs),
             "" if accuracy is None else f"{accuracy:.1%}",
-            note,
+            "",
         )
         self.shown_at = time.perf_counter()
-        if self.handle:
-            self.handle.update(self.table())
+        self.say(note)
+
+
+def collapsed(metrics, prefix=""):
+    """Whether predictions name one class, and surely: more than 99 % of them, with an entropy below 0.1 nats.
+
+    Args:
+        metrics: dict with `largest_class` and `prediction_entropy`, numbers or their text.
+        prefix: of both names, such as "val_".
+    """
+    share, entropy_ = (float(metrics[f"{prefix}{name}"]) for name in ("largest_class", "prediction_entropy"))
+    return share > 0.99 and entropy_ < 0.1
+
+
+def collapse_notice(metrics):
+    """What a status says of collapsed predictions, with both numbers; nothing where they are not collapsed."""
+    if not collapsed(metrics):
+        return ""
+    share, spread_ = metrics["largest_class"], abs(metrics["prediction_entropy"])  # rounding makes a negative 0
+    return f"COLLAPSED: {share:.1%} one class, entropy {spread_:.2f}; "
 
 
 def duration(seconds):
@@ -1316,7 +1747,8 @@ class Runner:
 
     A run lives in `folder/<id>/<fingerprint>/`: a changed setting changes the first, changed code
     of the method the second. `record.json` appears when the run is finished, `network.weights.h5`
-    shortly before.
+    shortly before, or `failure.json` when a loss was not finite. What is damaged is set aside and trained
+    again; what another kernel trains is waited for.
 
     Args:
         data: Split.
@@ -1351,9 +1783,28 @@ class Runner:
         return self.folder / configuration.id / self.fingerprint(configuration)
 
     def record(self, configuration):
-        """Record of a finished run, or None."""
-        path = self.path(configuration) / "record.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        """Record of a finished run, or None where there is none, or a damaged one."""
+        try:
+            return read_json(self.path(configuration) / "record.json")
+        except Damaged:
+            return None
+
+    def failure(self, configuration):
+        """Why a run failed, or the one that it starts from: a sentence; "" for a run that did not fail.
+
+        Delete the run's folder to try again.
+        """
+        try:
+            failed = read_json(self.path(configuration) / "failure.json")
+        except Damaged:
+            return ""
+        if failed:
+            return failed["reason"]
+        for start in filter(None, (configuration.starting_run, configuration.moments_from)):
+            failed = (self._folder(configuration, start) / "failure.json").exists()
+            if failed:
+                return f"not trained: the run that it starts from, {start}, failed"
+        return ""
 
     def records(self):
         """Records of those planned runs that are finished."""
@@ -1380,39 +1831,53 @@ class Runner:
         finally:
             keras.mixed_precision.set_dtype_policy(policy)
         if configuration.starting_run:
-            start = self._start(configuration, configuration.starting_run)
-            moments = self._start(configuration, configuration.moments_from or configuration.starting_run)
+            start = self._finished(configuration, configuration.starting_run)
+            moments = self._finished(configuration, configuration.moments_from or configuration.starting_run)
             load_start(model, start, moments, configuration)
         return model
 
-    def _start(self, configuration, run):
+    def _folder(self, configuration, run):
         """Folder of the run, given by its id, that another starts from; its transform may be another, too."""
         transform = run.rsplit("-", 2)[0]
-        folder = self.folder / run / self.fingerprint(dataclasses.replace(configuration, transform=transform))
-        if not (folder / "record.json").exists():
-            raise FileNotFoundError(
-                f"{configuration.title} starts from the run {folder}, which is not finished: train step one first."
-            )
-        return folder
+        return self.folder / run / self.fingerprint(dataclasses.replace(configuration, transform=transform))
+
+    def _finished(self, configuration, run):
+        folder, what = self._folder(configuration, run), "is not finished"
+        try:
+            if intact(folder / "record.json"):
+                return folder
+        except Damaged as damage:
+            what = f"is damaged ({damage})"
+        raise FileNotFoundError(
+            f"{configuration.title} starts from the run {folder}, which {what}: train step one first."
+        )
 
     def trained(self, configuration):
         """The model of a finished run, to predict with.
 
         Raises:
-            FileNotFoundError: the run is not finished.
+            FileNotFoundError: the run is not finished, or failed.
+            Damaged: its files are not as they were written; training it again mends that.
         """
+        if not intact(self.path(configuration) / "record.json"):
+            why = self.failure(configuration) or "it is not finished"
+            raise FileNotFoundError(f"There is no trained network of {configuration.title}: {why}.")
         model = self.model(configuration)
         model.network.load_weights(self.path(configuration) / "network.weights.h5")
         return model
 
     def train(self, configurations):
-        """Train those of these runs that are not finished, one after the other.
+        """Train those of these runs that are neither finished nor failed, one after the other.
 
         Args:
             configurations: list of Configuration.
 
         Returns:
-            list of records, in the same order.
+            list of records, in the same order, without the runs that failed; `failure` says why they did.
+
+        Raises:
+            FileNotFoundError: a run starts from another one that is neither finished nor failed.
+            OSError: the disk is full, or the folder read-only.
         """
         self.plan += [run for run in configurations if run not in self.plan]
         status = LiveStatus(
@@ -1420,17 +1885,41 @@ class Runner:
         )
         records = []
         for index, configuration in enumerate(configurations):
-            record, note = self.record(configuration), "kept, "
-            status.start(index, configuration.epochs if record else 0)
+            status.start(index, configuration.epochs)
+            record, note = self._kept(configuration), "kept, "
+            if record is None and not self.failure(configuration):
+                record, note = self._train_alone(configuration, status, index), ""
             if record is None:
-                record, note = self._train(configuration, status, index), ""
-            status.finish(record, f"{note}trained in {duration(record['seconds'])}")
-            records.append(record)
+                status.say(f"FAILED: {self.failure(configuration)}")
+            else:
+                status.finish(record, f"{note}trained in {duration(record['seconds'])}")
+                records.append(record)
         return records
 
-    def _train(self, configuration, status, index):
+    def _kept(self, configuration):
+        """Record of a finished run of which every file is whole, or None."""
+        try:
+            return intact(self.path(configuration) / "record.json")
+        except Damaged:
+            return None
+
+    def _train_alone(self, configuration, status, index):
+        """Record of a run once this kernel, or another that is at it, has trained it; None if it failed."""
         folder = self.path(configuration)
-        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                with Lock(folder / "lock.json") as lock:
+                    record = intact_or_set_aside(folder / "record.json")
+                    failed = intact_or_set_aside(folder / "failure.json")
+                    return record or (None if failed else self._train(configuration, status, index, lock))
+            except NotFinite:
+                return None
+            except Locked as other:
+                status.say(f"waits: {other}")
+                time.sleep(1)
+
+    def _train(self, configuration, status, index, lock):
+        folder = self.path(configuration)
         keras.utils.clear_session()
         gc.collect()  # models hold reference cycles, and each holds its images
         with self.strategy.scope():
@@ -1445,42 +1934,52 @@ class Runner:
                     f"({self.strategy.num_replicas_in_sync}): choose another number of images."
                 )
         validation, test = (evaluation_batches(places[use]) for use in ("validation", "test"))
-        checkpoint = Checkpoint(folder, configuration.seed)
+        checkpoint = Checkpoint(folder, configuration.seed, lock)
         finished_epochs = checkpoint.restore(model)
         status.start(index, finished_epochs)
-        if finished_epochs < configuration.epochs:
-            training = training_batches(
-                places["training"],
-                configuration.batch_size,
-                configuration.seed,
-                finished_epochs,
-                configuration.epochs,
-                configuration.steps_per_epoch,
-                fill="filled_batches" in configuration.active,
-            )
-            model.fit(
-                give_to_all(self.strategy, training),
-                initial_epoch=finished_epochs,
-                epochs=configuration.epochs,
-                steps_per_epoch=configuration.steps_per_epoch,
-                validation_data=give_to_all(self.strategy, validation),
-                validation_steps=len(validation),
-                callbacks=[checkpoint, status],
-                shuffle=False,  # the batches come in the epoch's own order
-                verbose=0,
-            )
-        metrics = model.evaluate(give_to_all(self.strategy, test), steps=len(test), return_dict=True, verbose=0)
-        save_weights(model.network, folder / "network.weights.h5")
-        record = {
+        known = {
             "id": configuration.id,
             "fingerprint": folder.name,
             "preset": self.preset,
             "configuration": dataclasses.asdict(configuration),
+            "environment": environment(),
+            "date": datetime.date.today().isoformat(),
+        }
+        try:
+            if finished_epochs < configuration.epochs:
+                training = training_batches(
+                    places["training"],
+                    configuration.batch_size,
+                    configuration.seed,
+                    finished_epochs,
+                    configuration.epochs,
+                    configuration.steps_per_epoch,
+                    fill="filled_batches" in configuration.active,
+                )
+                model.fit(
+                    give_to_all(self.strategy, training),
+                    initial_epoch=finished_epochs,
+                    epochs=configuration.epochs,
+                    steps_per_epoch=configuration.steps_per_epoch,
+                    validation_data=give_to_all(self.strategy, validation),
+                    validation_steps=len(validation),
+                    callbacks=[FiniteLoss(), checkpoint, status],
+                    shuffle=False,  # the batches come in the epoch's own order
+                    verbose=0,
+                )
+            metrics = model.evaluate(give_to_all(self.strategy, test), steps=len(test), return_dict=True, verbose=0)
+            check_finite(metrics, "the test")
+        except NotFinite as error:
+            lock.check()
+            write_json(folder / "failure.json", known | {"reason": str(error), "history": checkpoint.history})
+            raise
+        lock.check()
+        weights = save_weights(model.network, folder / "network.weights.h5")
+        record = known | {
             "metrics": {name: float(metrics[name]) for name in METRICS},
             "history": checkpoint.history,
             "seconds": checkpoint.seconds,
-            "environment": environment(),
-            "date": datetime.date.today().isoformat(),
+            "files": checkpoint.files | {"network.weights.h5": weights},
         }
         write_json(folder / "record.json", record)
         return record
@@ -1548,30 +2047,32 @@ class Table:
         return "\n".join(filter(None, [self.caption, *lines]))
 
 
-def table_1(rows, sources=""):
+def table_1(rows, sources="", failures=None):
     """Table 1 of the report, each of its numbers beside ours.
 
     Args:
         rows: dict of (transform, method) to a row as of `run_row` or `results/runs.csv`.
         sources: what the caption says of where our numbers come from.
+        failures: dict of (transform, method) to why the run failed.
 
     Returns:
         Table; a cell reads "report | ours". ▲ and ▼ mark an accuracy of ours that is at least three
-        points above or below the report's.
+        points above or below the report's; a run that failed or collapsed is marked as such.
     """
-    lines = []
-    for (transform, method), printed in REPORT_TABLE.items():
-        ours = rows.get((transform, method))
+    lines, failures = [], failures or {}
+    for key, printed in REPORT_TABLE.items():
+        ours = rows.get(key)
         cells = []
         for column, (theirs, metric) in enumerate(zip(printed, METRICS, strict=False)):
             percent = column > 2
             form = "{:.1%}" if percent else "{:.3g}"
-            measured = form.format(float(ours[metric])) if ours else "not run"
+            measured = form.format(float(ours[metric])) if ours else "failed" if key in failures else "not run"
             if percent and ours and theirs is not None and abs(float(ours[metric]) - theirs) >= 0.03:
                 measured += " ▲" if float(ours[metric]) > theirs else " ▼"
             printed_as = "–" if theirs is None else "0.1% (10%)" if theirs == MISPRINT else form.format(theirs)
             cells.append(f"{printed_as} | {measured}")
-        lines.append((transform, method, ours["recipe"] if ours else "", *cells))
+        recipe = failures.get(key, "") if ours is None else ours["recipe"] + " (collapsed)" * collapsed(ours)
+        lines.append((*key, recipe, *cells))
     header = ("Transform", "Method", "Our recipe", *(f"{name}: report | ours" for name in COLUMNS))
     return Table(header, lines, sources)
 
@@ -1644,7 +2145,10 @@ def check_claims(claims, records, caption):
 
 
 def run_row(record):
-    """One row of `results/runs.csv` from a run's record: dict of column to value."""
+    """One row of `results/runs.csv` from a run's record: dict of column to value.
+
+    `seconds` is the training's time by the clock, with all that the machine did beside it and pauses of the process.
+    """
     everything = {**record["environment"], **record["metrics"], **record["configuration"], **record}
     everything["recipe"] = Configuration(**record["configuration"]).recipe
     return {column: everything[column] for column in RUN_COLUMNS if column in everything}
@@ -1794,7 +2298,10 @@ def sample_pictures(data):
     Returns:
         namespace of `images`, uint8 (10, h, w, 3), `caption`, to be added to titles, and `note`, what they are.
     """
-    if os.environ.get("REPRODUCTION_PICTURES") == "generated" and data.name == "cifar10":
+    wanted = os.environ.get("REPRODUCTION_PICTURES") or "data"
+    if wanted not in ("data", "generated"):
+        raise ValueError(f"REPRODUCTION_PICTURES is {wanted!r}; set it to 'generated', or unset it.")
+    if wanted == "generated" and data.name == "cifar10":
         (images, _), _ = generate_shapes(train=10, test=1)
         note = "The figures below show ten generated pictures; the saved notebook holds no image of CIFAR-10."
         return types.SimpleNamespace(images=images, caption=" — generated pictures", note=note)
@@ -1845,7 +2352,10 @@ def stagnation_epoch(history):
 
 
 def show_curves(records, title, mark_stagnation=False):
-    """Losses and accuracies by epoch, training and validation, a column a record (Figure 6)."""
+    """Losses and accuracies by epoch, training and validation, a column a record (Figure 6); None stands for no run."""
+    records = [record for record in records if record]
+    if not records:
+        return Table((), [], f"{title}: none of these runs was finished")
     figure, axes = plt.subplots(
         2, len(records), figsize=(4.2 * len(records), 5.5), layout="constrained", squeeze=False, sharey="row"
     )
@@ -1880,9 +2390,9 @@ def show_curves(records, title, mark_stagnation=False):
 
 
 def curve_table(records, caption=""):
-    """What the curves of some runs say in numbers: a Table, a row a record."""
+    """What the curves of some runs say in numbers: a Table, a row a record; None stands for no run."""
     rows = []
-    for record in records:
+    for record in filter(None, records):
         history, configuration = record["history"], record["configuration"]
         losses, last = [epoch["val_loss"] for epoch in history], history[-1]
         lowest = int(np.argmin(losses))
@@ -1978,11 +2488,6 @@ def show_ways(records, title):
     return _shown(figure)
 
 
-def collapsed(epoch):
-    """Whether a validation (an epoch of a record's history) found one class, and surely, for almost everything."""
-    return epoch["val_largest_class"] > 0.99 and epoch["val_prediction_entropy"] < 0.1
-
-
 def survival_table(records, caption=""):
     """How short continuations ended, over several seeds.
 
@@ -2004,7 +2509,7 @@ def survival_table(records, caption=""):
             (
                 name,
                 ", ".join(f"{loss:.2f}" for loss in before),
-                f"{sum(map(collapsed, ends))} of {len(ends)}",
+                f"{sum(collapsed(end, 'val_') for end in ends)} of {len(ends)}",
                 ", ".join(f"{end['val_loss_supervised']:.1f}" for end in ends),
                 ", ".join(f"{end['val_accuracy']:.0%}" for end in ends),
             )

@@ -21,6 +21,7 @@ import keras
 import notebook
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import config as tf_config  # the public module cannot switch it off again
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 import helpers
@@ -248,6 +249,20 @@ def bench_growth(method, rows, results, repeats=5):
         rows.append((f"(f) epoch of {count:,} images", "seconds", spread(seconds[str(count)])))
 
 
+def bench_exact_repeats(rows, results, ours, repeats=9):
+    """(h) What TensorFlow's deterministic operations cost, in turn with the others."""
+
+    def step(exact):
+        (tf_config.enable_op_determinism if exact else tf_config.disable_op_determinism)()
+        ours.step()
+
+    seconds = interleave(repeats, free=lambda: step(False), exact=lambda: step(True))
+    tf_config.disable_op_determinism()
+    for kind, values in seconds.items():
+        rows.append((f"(h) step, {kind}", "image pairs a second", spread(BATCH / values)))
+    results["exact_repeats_cost"] = float(np.median(seconds["exact"]) / np.median(seconds["free"]) - 1)
+
+
 def markdown(results):
     """The measurements as README shows them."""
     found = results["environment"]
@@ -276,12 +291,20 @@ def main():
     ours = bench_step(method, rows, results, precision, transform_seconds)
     bench_peak(rows, results, ours, precision)
     bench_profile(rows, results, ours)
+    bench_exact_repeats(rows, results, ours)
     bench_growth(method, rows, results)
     results["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rows.append(("(e) peak memory", "MiB", f"{results['peak_memory_mib']:.0f}"))
     results["rows"] = sorted(rows, key=lambda row: row[0][:3])
     print(markdown(results))
-    for name in ("warp_speedup", "step_speedup", "transform_share", "peak_fraction", "linear_deviation"):
+    for name in (
+        "warp_speedup",
+        "step_speedup",
+        "transform_share",
+        "peak_fraction",
+        "linear_deviation",
+        "exact_repeats_cost",
+    ):
         print(name, results[name])
     output.parent.mkdir(exist_ok=True)
     helpers.write_json(output, results)

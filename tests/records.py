@@ -21,9 +21,11 @@ def train(method, name):
     data = notebook.load_split(method)
     runner = helpers.Runner(data, method.build_model, method.TRANSFORMS, to_do, name, notebook.ROOT / "runs")
     for number, run in enumerate(to_do, start=1):
-        (record,) = runner.train([run])
-        helpers.publish([record], notebook.ROOT / "results")
-        done = f"{record['metrics']['accuracy']:.1%} in {helpers.duration(record['seconds'])}"
+        records = runner.train([run])
+        helpers.publish(records, notebook.ROOT / "results")
+        done = f"failed, {runner.failure(run)}"
+        for record in records:
+            done = f"{record['metrics']['accuracy']:.1%} in {helpers.duration(record['seconds'])}"
         print(f"{number} of {len(to_do)}: {run.id}, {run.title}: {done}", flush=True)
 
 

@@ -81,7 +81,7 @@ def test_dropout_draws_differ_between_devices_and_repeat(method, data, tiny, tmp
     runner = helpers.Runner(data, method.build_model, method.TRANSFORMS, [run], "smoke", tmp_path)
     runner.strategy = helpers.mirrored(DEVICES)
     model = runner.model(run)
-    checkpoint = helpers.Checkpoint(tmp_path, run.seed)
+    checkpoint = helpers.Checkpoint(tmp_path, run.seed, lock=None)
     checkpoint.set_model(model)
     drawn = []
     for epoch in (0, 1, 0):

@@ -53,8 +53,8 @@ def test_noise_has_its_standard_deviation_and_stays_in_the_batch_extremes(method
 
 
 def test_shift_moves_by_the_drawn_amount_and_fills_with_zeros(method):
-    ramp = tf.tile(tf.range(1.0, 33.0)[None, :, None, None], [200, 1, 32, 1])
-    shifted = method.random_shift(ramp, SEED).numpy()[:, 16, 16, 0]  # row 16 + offset, whose value is offset + 17
+    ramp = tf.tile(tf.range(1.0, 33.0)[None, :, None, None], [200, 1, 32, 1]) / 32
+    shifted = 32 * method.random_shift(ramp, SEED).numpy()[:, 16, 16, 0]  # row 16 + offset, whose value is offset + 17
     offsets = np.where(shifted > 0, shifted - 17, np.nan)
     assert np.nanmin(offsets) == pytest.approx(-10, abs=0.3) and np.nanmax(offsets) == pytest.approx(10, abs=0.3)
     corner = method.random_shift(tf.ones([200, 32, 32, 1]), SEED).numpy()

@@ -100,8 +100,8 @@ def test_one_angle_turns_all_images_of_all_steps_alike(method, make_model):
 
 
 def test_whole_shifts_go_from_minus_ten_to_nine(method):
-    ramp = tf.tile(tf.range(1.0, 65.0)[None, :, None, None], [2000, 1, 64, 1])
-    rows = method.random_shift(ramp, [1, 2], whole=True).numpy()[:, 32, 32, 0] - 33
+    ramp = tf.tile(tf.range(1.0, 65.0)[None, :, None, None] / 64, [2000, 1, 64, 1])
+    rows = 64 * method.random_shift(ramp, [1, 2], whole=True).numpy()[:, 32, 32, 0] - 33
     np.testing.assert_allclose(rows, rows.round(), atol=1e-3)
     assert set(rows.round()) == set(range(-10, 10))
 

@@ -2,12 +2,6 @@
 
 import dataclasses
 import json
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import h5py
 import keras
@@ -211,46 +205,3 @@ def test_an_interrupted_run_resumes_to_the_same_record(make_runner, plan, tmp_pa
         assert (len(json.loads(progress.read_text())["history"]) if progress.exists() else 0) == epoch
     monkeypatch.setattr(keras.Model, "fit", fit)
     assert numbers(broken.train([run])[0]) == numbers(unbroken)
-
-
-SCRIPT = """
-import sys, tempfile
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import helpers, notebook
-method = notebook.load_method(tempfile.mkdtemp())
-sizes = dict(width=2, labeled=96, unlabeled=400, validation=40, test=60, epochs_supervised=1, epochs=4)
-settings = notebook.preset_settings(method, "smoke", **sizes)
-ranges = {{"labeled": (0, 400), "unlabeled": (400, 1000), "validation": (1000, 1200)}}
-data = helpers.split("shapes", helpers.generate_shapes(1200, 300), ranges)
-plan = [method.plan(name, "shift", settings, "shapes") for name in ("Supervised", "SemiC", "SemiCT")]
-helpers.Runner(data, method.build_model, method.TRANSFORMS, plan, "smoke", sys.argv[1]).train(plan)
-"""
-
-
-def test_a_killed_process_resumes_to_the_same_record(tmp_path):
-    root = str(pathlib.Path(__file__).resolve().parent.parent)
-
-    def start(folder):
-        return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT.format(root=root), str(folder)], stderr=subprocess.DEVNULL
-        )
-
-    def records(folder):
-        return {path.parent.parent.name: path for path in folder.glob("*/*/record.json")}
-
-    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    process = start(broken)
-    deadline = time.monotonic() + 120
-    while not list(broken.glob("shift-semic-*/*/epoch-0002.weights.h5")):
-        assert process.poll() is None and time.monotonic() < deadline, "SemiC did not reach its second epoch"
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    kept = records(broken)
-    assert [name.rsplit("-", 1)[0] for name in kept] == ["shift-supervised"]
-    stamp = next(iter(kept.values())).stat().st_mtime_ns
-    assert start(broken).wait() == 0 and start(unbroken).wait() == 0
-    assert next(iter(kept.values())).stat().st_mtime_ns == stamp  # the finished run was not trained again
-    for name, path in records(unbroken).items():
-        assert numbers(json.loads(path.read_text())) == numbers(json.loads(records(broken)[name].read_text()))
-    assert len(records(broken)) == 3
