@@ -1443,6 +1443,7 @@ class Lock:
             "process": process.pid,
             "started": process.create_time(),
             "token": self.token,
+            "renewed": 0.0,
         }
 
     def __enter__(self):
@@ -1452,10 +1453,13 @@ class Lock:
         try:
             while not self._create():
                 self._remove_unless_alive()
-            self.check()
         except BaseException:
             _locks_held.discard(self.token)
             raise
+        for draft in self.path.parent.glob("lock.*"):  # left by who was killed while asking for the lock
+            with contextlib.suppress(FileNotFoundError):
+                if draft != self.path and time.time() - draft.stat().st_mtime > self.STALE:
+                    draft.unlink()
         self._stop = threading.Event()
         threading.Thread(target=self._renew, daemon=True).start()
         return self
@@ -1476,67 +1480,71 @@ class Lock:
             raise Locked(f"another kernel took over {self.path.parent}")
 
     def _read(self):
+        """The owner, {} where the file does not name one (it may just be written), or None without a file."""
         try:
-            return json.loads(self.path.read_bytes())
+            owner = json.loads(self.path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError:
             return {}
+        return owner if isinstance(owner, dict) and self.owner.keys() <= owner.keys() else {}
 
     def _create(self):
         """Make the file with its content in one step, so that nobody sees half of it; False where there is one."""
-        draft = self.path.with_name(f"{self.path.name}.{self.token}")
+        content, draft = json.dumps(self.owner | {"renewed": time.time()}), self.path.with_name(f"lock.{self.token}")
         with _writing_to(self.path.parent):
             try:
-                draft.write_text(json.dumps(self.owner | {"renewed": time.time()}))
-                os.link(draft, self.path)
+                draft.write_text(content)
+                try:
+                    os.link(draft, self.path)
+                except FileExistsError:
+                    return False
+                except OSError:  # no hard links here, as on Google Drive
+                    with self.path.open("x") as file:
+                        file.write(content)
+                return True
             except FileExistsError:
                 return False
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-                    raise
-                return self._create_without_links()  # as on Google Drive
             finally:
                 with contextlib.suppress(OSError):
                     draft.unlink(missing_ok=True)
-        return True
-
-    def _create_without_links(self):
-        try:
-            with self.path.open("x") as file:
-                json.dump(self.owner | {"renewed": time.time()}, file)
-        except FileExistsError:
-            return False
-        return True
 
     def _remove_unless_alive(self):
         owner = self._read()
         if owner is None:
             return
         if not owner:
-            with contextlib.suppress(FileNotFoundError):
-                alive = time.time() - self.path.stat().st_mtime < self.STALE  # perhaps it is being written
-                where = "somewhere"
+            try:
+                age = time.time() - self.path.stat().st_mtime
+            except FileNotFoundError:
+                return
+            alive, where = age < self.STALE, "which has not yet said who it is"
         elif owner["machine"] != self.owner["machine"]:
             alive, where = time.time() - owner["renewed"] < self.STALE, "on another machine"
         elif owner["process"] == self.owner["process"]:
             alive, where = owner["token"] in _locks_held, "in this process"
         else:
-            where = f"in process {owner['process']}"
-            try:
-                alive = abs(psutil.Process(owner["process"]).create_time() - owner["started"]) < 2
-            except psutil.NoSuchProcess:
-                alive = False
+            alive, where = _started_at(owner["process"], owner["started"]), f"in process {owner['process']}"
         if alive:
             raise Locked(f"another kernel, {where}, trains it")
         self.path.unlink(missing_ok=True)
-        time.sleep(0.2)  # who saw the same dead owner may just be removing the new lock; `check` then tells
+        time.sleep(0.2)  # so that whoever found the same dead owner is done with removing before there is a new lock
 
     def _renew(self):
         while not self._stop.wait(self.BEAT):
             with contextlib.suppress(OSError):  # a full disk stops the training at its next checkpoint, not here
                 if self.held():
                     write_bytes(self.path, json.dumps(self.owner | {"renewed": time.time()}).encode())
+
+
+def _started_at(process, started):
+    """Whether a process of this number is alive and is the one that started then (numbers are used again)."""
+    try:
+        return abs(psutil.Process(process).create_time() - started) < 2
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
 def _machine():
@@ -2046,6 +2054,66 @@ class Table:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(filter(None, [self.caption, *lines]))
 
+    def csv(self):
+        """The header and the rows as comma-separated values."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        return text.getvalue()
+
+    def markdown(self):
+        """The table in GitHub's Markdown, the caption above it."""
+        header, *rows = ([str(cell).replace("|", "\\|") for cell in row] for row in (self.header, *self.rows))
+        lines = [header, ["---"] * len(header), *rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join(filter(None, [self.caption, table])) + "\n"
+
+    def latex(self):
+        """The table as a LaTeX `table`; the document needs the package amssymb."""
+
+        def line(cells):
+            return " & ".join(str(cell).translate(LATEX) for cell in cells) + r" \\"
+
+        body = [rf"\begin{{tabular}}{{{'l' * len(self.header)}}}", r"\hline", line(self.header), r"\hline"]
+        body += [*map(line, self.rows), r"\hline", r"\end{tabular}"]
+        caption = [rf"\caption{{{self.caption.translate(LATEX)}}}"] if self.caption else []
+        return "\n".join([r"\begin{table}", r"\centering", *caption, *body, r"\end{table}", ""])
+
+
+LATEX = str.maketrans(
+    {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
+    | {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "±": r"$\pm$", "−": "$-$", "–": "--", "—": "---"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "λ": r"$\lambda$", "·": r"$\cdot$", "…": r"\ldots{}"}
+)
+
+
+def export(tables, folder):
+    """Write tables as CSV, Markdown and LaTeX, and every figure that was shown so far as PNG and PDF.
+
+    Args:
+        tables: dict of file name, without its ending, to Table.
+        folder: where to.
+
+    Returns:
+        Table of what was written.
+    """
+    folder = pathlib.Path(folder)
+    with _writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name, table in tables.items():
+        for ending, content in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
+            write_bytes(folder / f"{name}.{ending}", content.encode())
+        rows.append((f"{name}.csv, .md, .tex", table.caption))
+    for title, figure in FIGURES.items():
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]
+        for ending in ("png", "pdf"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=ending, dpi=150)
+            write_bytes(folder / f"{name}.{ending}", buffer.getvalue())
+        rows.append((f"{name}.png, .pdf", title))
+    return Table(("files", "what"), rows, f"{len(rows)} tables and figures written to {folder.name}/")
+
 
 def table_1(rows, sources="", failures=None):
     """Table 1 of the report, each of its numbers beside ours.
@@ -2177,12 +2245,11 @@ def publish(records, folder="results"):
         ("curves.csv", CURVE_COLUMNS, curves),
     ):
         kept = [row for row in read_csv(folder / name) if row["id"] not in new]
-        partial = folder / f"{name}.partial"
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(kept + rows)
-        os.replace(partial, folder / name)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept + rows)
+        write_bytes(folder / name, text.getvalue().encode())
 
 
 def read_csv(path):
@@ -2279,6 +2346,10 @@ def show_classes(data):
 
 def show_transform(images, transformed, title):
     """Ten images over their transformed copies (Figures 3, 4 and 5): float (10, h, w, 3), 0 ... 1."""
+    return _shown(_pairs(images, transformed, title))
+
+
+def _pairs(images, transformed, title):
     figure, axes = plt.subplots(2, 10, figsize=(12, 2.9), layout="constrained")
     for row, (pictures, name) in enumerate(((images, "image"), (transformed, "copy"))):
         for column, picture in enumerate(np.clip(pictures, 0, 1)):
@@ -2286,7 +2357,7 @@ def show_transform(images, transformed, title):
             axes[row, column].set(xticks=[], yticks=[])
         axes[row, 0].set_ylabel(name)
     figure.suptitle(title)
-    return _shown(figure)
+    return figure
 
 
 def sample_pictures(data):
@@ -2335,7 +2406,9 @@ def transform_preview(pictures, transforms):
         copies = transforms[choice.value](to_unit_range(pictures.images), [draw.value, 0], value)
         title = f"{choice.value}, {parameter.name} {value:.3g}{pictures.caption}"
         buffer = io.BytesIO()
-        show_transform(pictures.images / 255, copies.numpy(), title).savefig(buffer)
+        figure = _pairs(pictures.images / 255, copies.numpy(), title)
+        figure.savefig(buffer)
+        plt.close(figure)
         shown.value = buffer.getvalue()
 
     for control in (choice, strength, draw):
@@ -2644,6 +2717,10 @@ def show_accuracy(rows, title):
     return _shown(figure)
 
 
+FIGURES = {}  # every figure that a cell showed, by its title, for `export`
+
+
 def _shown(figure):
     plt.close(figure)  # the cell shows what it returns; an open figure would be shown a second time
+    FIGURES[figure.get_suptitle() or figure.axes[0].get_title()] = figure
     return figure

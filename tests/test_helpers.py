@@ -726,3 +726,24 @@ def test_estimated_times_follow_from_the_benchmark(monkeypatch):
     assert "ESTIMATE" in table.caption and "a processor" in table.caption
     monkeypatch.setattr(helpers, "shipped", lambda name: None)
     assert "needs the folder results/" in helpers.estimate_times({"a run": 1}, {"X": 2.0}).caption
+
+
+def test_a_table_is_written_as_csv_markdown_and_latex():
+    table = helpers.Table(("a", "b | c"), [("1,5", "10 % ▲"), (2, "x_1")], "Caption & more")
+    assert table.csv() == 'a,b | c\n"1,5",10 % ▲\n2,x_1\n'
+    assert table.markdown() == "Caption & more\n\n| a | b \\| c |\n| --- | --- |\n| 1,5 | 10 % ▲ |\n| 2 | x_1 |\n"
+    latex = table.latex()
+    assert r"1,5 & 10 \% $\blacktriangle$ \\" in latex and r"\caption{Caption \& more}" in latex
+    assert r"2 & x\_1 \\" in latex and r"a & b \textbar{} c \\" in latex
+
+
+def test_the_export_holds_the_tables_and_every_figure_that_was_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers, "FIGURES", {})
+    helpers.show_throw(np.arange(1, 5), np.ones(4))
+    title = "A constant gradient after restored moments that are almost 0"
+    written = helpers.export({"table-1": helpers.Table(("a",), [(1,)])}, tmp_path / "export")
+    name = title.lower().replace(" ", "-")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
+    assert files.keys() == {"table-1.csv", "table-1.md", "table-1.tex", f"{name}.png", f"{name}.pdf"}
+    assert files[f"{name}.png"].startswith(b"\x89PNG") and files[f"{name}.pdf"].startswith(b"%PDF")
+    assert title in repr(written) and "2 tables and figures" in written.caption
