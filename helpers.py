@@ -2300,6 +2300,84 @@ def shipped_records(make_runs):
     return records
 
 
+def show_confusion(answers, labels, classes, title):
+    """Which class is taken for which, a panel a method.
+
+    Args:
+        answers: dict of method to predicted classes, int (n,).
+        labels: int (n,).
+        classes: names, by label.
+        title: of the figure.
+    """
+    figure, axes = plt.subplots(
+        1, len(answers), figsize=(3.6 * len(answers), 4.2), layout="constrained", sharey=True, squeeze=False
+    )
+    for axis, (method, answer) in zip(axes[0], answers.items(), strict=True):
+        counts = tf.math.confusion_matrix(labels, answer, num_classes=len(classes), dtype=tf.float32).numpy()
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        drawn = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+        for place, share in enumerate(np.diag(shares)):
+            color = "white" if share > 0.6 else "black"
+            axis.text(place, place, f"{share:.0%}", ha="center", va="center", fontsize=6, color=color)
+        axis.set_title(method, color=COLORS[method])
+        axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+        axis.set_xlabel("predicted")
+    axes[0, 0].set_yticks(range(len(classes)), classes, fontsize=8)
+    axes[0, 0].set_ylabel("true class")
+    figure.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.7)
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def show_path(steps, kept, unit, title):
+    """How many answers stay the same while images are moved further and further.
+
+    Args:
+        steps: how far, (k,).
+        kept: dict of method to the share of images, (k,), whose predicted class is still that of the unmoved image.
+        unit: of the steps.
+        title: of the figure.
+    """
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for method, shares in kept.items():
+        axis.plot(steps, shares, color=COLORS[method], marker=".", label=method)
+    axis.set(xlabel=unit, ylabel="same answer as unmoved", ylim=(0, 1.02))
+    axis.yaxis.set_major_formatter("{x:.0%}")
+    axis.legend(frameon=False)
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def show_path_of_one(steps, moved, probabilities, classes, unit, title):
+    """One picture on its way, and above every step what the networks make of it.
+
+    Args:
+        steps: how far, (k,).
+        moved: the picture at every step, float (k, h, w, 3), 0 ... 1.
+        probabilities: dict of method to the predicted probabilities, (k, classes).
+        classes: names, by label.
+        unit: of the steps.
+        title: of the figure.
+    """
+    figure = plt.figure(figsize=(9, 1.6 + 2 * len(probabilities)), layout="constrained")
+    grid = figure.add_gridspec(len(probabilities) + 1, len(steps), height_ratios=[1] + [2] * len(probabilities))
+    for column, (step, picture) in enumerate(zip(steps, np.clip(moved, 0, 1), strict=True)):
+        axis = figure.add_subplot(grid[0, column])
+        axis.imshow(picture)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"{step:g}", fontsize=9)
+    most = np.argsort(-np.max([values.max(axis=0) for values in probabilities.values()], axis=0))[:6]
+    for row, (method, values) in enumerate(probabilities.items(), start=1):
+        axis = figure.add_subplot(grid[row, :])
+        for label, color, style in zip(most, WAY_COLORS, ("-", "--", ":") * 2, strict=False):
+            axis.plot(steps, values[:, label], style, color=color, label=classes[label])
+        axis.set(ylabel=f"{method}:\nprobability", ylim=(0, 1.02))
+    axis.set_xlabel(unit)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.suptitle(title)
+    return _shown(figure)
+
+
 def estimate_times(pairs, peaks):
     """Estimate how long trainings take on some GPUs, from the measurements in results/benchmark.json.
 

@@ -747,3 +747,20 @@ def test_the_export_holds_the_tables_and_every_figure_that_was_shown(tmp_path, m
     assert files.keys() == {"table-1.csv", "table-1.md", "table-1.tex", f"{name}.png", f"{name}.pdf"}
     assert files[f"{name}.png"].startswith(b"\x89PNG") and files[f"{name}.pdf"].startswith(b"%PDF")
     assert title in repr(written) and "2 tables and figures" in written.caption
+
+
+def test_a_confusion_matrix_shows_shares_of_the_true_class():
+    labels, answers = np.array([0, 0, 0, 1]), {"SemiC": np.array([0, 0, 1, 1])}
+    figure = helpers.show_confusion(answers, labels, ("a", "b"), "Confusions")
+    axis = figure.axes[0]
+    np.testing.assert_allclose(axis.images[0].get_array(), [[2 / 3, 1 / 3], [0, 1]], atol=1e-6)
+    assert [text.get_text() for text in axis.texts] == ["67%", "100%"] and axis.get_title() == "SemiC"
+
+
+def test_a_path_shows_every_method_and_every_step():
+    figure = helpers.show_path(range(3), {"Supervised": [1, 0.5, 0.2], "SemiC": [1, 1, 0.9]}, "pixels", "Path")
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[1, 0.5, 0.2], [1, 1, 0.9]]
+    probabilities = {"Supervised": np.eye(8)[:3], "SemiC": np.eye(8)[[0, 0, 0]]}
+    one = helpers.show_path_of_one(range(3), np.zeros((3, 4, 4, 3)), probabilities, "abcdefgh", "degrees", "One")
+    assert len(one.axes) == 5 and [len(axis.lines) for axis in one.axes[3:]] == [6, 6]
+    assert [text.get_text() for text in one.legends[0].get_texts()][:3] == ["a", "b", "c"]
