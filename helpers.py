@@ -1809,8 +1809,7 @@ class Runner:
         if failed:
             return failed["reason"]
         for start in filter(None, (configuration.starting_run, configuration.moments_from)):
-            failed = (self._folder(configuration, start) / "failure.json").exists()
-            if failed:
+            if (self._folder(configuration, start) / "failure.json").exists():
                 return f"not trained: the run that it starts from, {start}, failed"
         return ""
 

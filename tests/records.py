@@ -23,9 +23,9 @@ def train(method, name):
     for number, run in enumerate(to_do, start=1):
         records = runner.train([run])
         helpers.publish(records, notebook.ROOT / "results")
-        done = f"failed, {runner.failure(run)}"
-        for record in records:
-            done = f"{record['metrics']['accuracy']:.1%} in {helpers.duration(record['seconds'])}"
+        done = (
+            ", ".join(f"{record['metrics']['accuracy']:.1%}" for record in records) or f"failed: {runner.failure(run)}"
+        )
         print(f"{number} of {len(to_do)}: {run.id}, {run.title}: {done}", flush=True)
 
 
