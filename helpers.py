@@ -133,8 +133,8 @@ def environment():
     """Describe the machine and the versions, as kept in every run's record.
 
     Returns:
-        dict of str: `device` (the GPU's or the processor's name), `gpu` ("yes" or "no"), `cores`,
-        and the versions of Python and of the packages that can change a number.
+        dict of str: `device` (the GPU's or the processor's name), `gpu` ("yes" or "no"), `cores`
+        (those that this process may use), and the versions of Python and of the packages that can change a number.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
@@ -150,10 +150,15 @@ def environment():
     return {
         "device": device,
         "gpu": "yes" if gpus else "no",
-        "cores": str(os.cpu_count()),
+        "cores": str(_cores()),
         "python": platform.python_version(),
         **versions,
     }
+
+
+def _cores():
+    """Processor cores that this process may use: less than the machine has where it was bound to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def print_environment():
