@@ -91,7 +91,7 @@ METHODS = ("Supervised", "SemiC", "SemiCT", "SemiCTE")
 
 # What the released code does and the report does not say, by name. What each changes, and where that code does it, is
 # told in section 10 of the notebook.
-SWITCHES = (
+RELEASED_SWITCHES = (
     "inference_mode",
     "one_angle",
     "restored_moments",
@@ -101,7 +101,11 @@ SWITCHES = (
     "filled_batches",
     "whole_shifts",
 )
-RECIPES = {"reported": frozenset(), "released": frozenset(SWITCHES)}
+
+# What may make the method work better, tried one by one in section 11.
+REFINEMENTS = ("ramp_up", "stopped_gradient", "decaying_rate", "averaged_weights", "balanced_batches")
+SWITCHES = RELEASED_SWITCHES + REFINEMENTS
+RECIPES = {"reported": frozenset(), "released": frozenset(RELEASED_SWITCHES)}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 METRICS = (
     "loss",
@@ -997,7 +1001,7 @@ class Configuration:
     dataset: str = "cifar10"
     precision: str = "float32"
     switches: str = ""  # names of SWITCHES in the alphabet's order, with + between them
-    steps: int = 0  # steps of an epoch; 0 is as many as show every image once
+    steps: int = 0  # steps of an epoch; 0 is as many as show every image once (in balanced batches: as it were)
     moments_from: str = ""  # id of the run whose optimizer it restores, where that is not the starting run
     logit_scale: float = 1.0  # factor on the starting weights of the output layer, and so on the logits
 
@@ -1065,7 +1069,13 @@ class Configuration:
     @property
     def pairs(self):
         """Image pairs (an image and its transformed copy) that training passes through the network."""
-        return self.epochs * min(self.steps_per_epoch * self.batch_size, self.labeled + self.unlabeled)
+        drawn = self.steps_per_epoch * self.batch_size
+        return self.epochs * (drawn if self.balanced else min(drawn, self.labeled + self.unlabeled))
+
+    @property
+    def balanced(self):
+        """Whether its batches are those of `balanced_batches`."""
+        return "balanced_batches" in self.active
 
     @property
     def recipe(self):
@@ -1211,6 +1221,46 @@ def training_batches(positions, batch_size, seed, first_epoch, epochs, steps=Non
         if fill:
             order = tf.concat([order, order[: -len(positions) % batch_size]], axis=0)
         batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size).take(-1 if steps is None else steps)
+        return batches.enumerate().map(functools.partial(_batch, epoch_seed))
+
+    return _as_it_is(tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(2))
+
+
+def balanced_batches(labeled, unlabeled, batch_size, seed, first_epoch, epochs, steps):
+    """Batches of which half is labelled and half is not, however many there are of either.
+
+    Labelled and unlabelled images each come in shuffles of their own, one after the other without an end, from which
+    an epoch takes the next ones. Without unlabelled images all of a batch is labelled.
+
+    Args:
+        labeled: range of the labelled images in the pool.
+        unlabeled: range of the others; may be empty.
+        batch_size: images a step, an even number.
+        seed: of the run.
+        first_epoch: where to begin, from 0.
+        epochs: where to end.
+        steps: batches of an epoch.
+
+    Returns:
+        tf.data.Dataset, elements as of `training_batches`.
+    """
+    parts = [part for part in (labeled, unlabeled) if len(part)]
+    share = batch_size // len(parts)
+
+    def next_ones(part, number, epoch):
+        first, count = epoch * steps * share, steps * share
+        shuffles = [
+            tf.random.experimental.stateless_shuffle(
+                tf.range(part.start, part.stop), seed=tf.random.fold_in([seed, 2 + number], first // len(part) + ahead)
+            )
+            for ahead in range(math.ceil(count / len(part)) + 1)
+        ]
+        return tf.reshape(tf.concat(shuffles, axis=0)[first % len(part) :][:count], [steps, share])
+
+    def one_epoch(epoch):
+        positions = tf.concat([next_ones(part, number, epoch) for number, part in enumerate(parts)], axis=1)
+        epoch_seed = tf.random.fold_in([seed, 0], epoch)
+        batches = tf.data.Dataset.from_tensor_slices(positions)
         return batches.enumerate().map(functools.partial(_batch, epoch_seed))
 
     return _as_it_is(tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(2))
@@ -1398,9 +1448,11 @@ def load_start(model, folder, moments_folder, configuration):
         configuration: of the run that starts from them.
     """
     fresh = [variable.numpy() for variable in model.optimizer.variables]
-    model.load_weights(last_checkpoint(moments_folder))
-    restored = [variable.numpy() for variable in model.optimizer.variables]
-    model.load_weights(last_checkpoint(folder))
+    restored = fresh
+    if configuration.active & {"restored_moments", "restored_rate"}:
+        model.load_weights(last_checkpoint(moments_folder))
+        restored = [variable.numpy() for variable in model.optimizer.variables]
+    model.network.load_weights(folder / "network.weights.h5")
     for variable, old, new in zip(model.optimizer.variables, restored, fresh, strict=True):
         switch = "restored_rate" if variable.path.endswith("/learning_rate") else "restored_moments"
         variable.assign(old if switch in configuration.active else new)
@@ -1614,6 +1666,12 @@ class Checkpoint(keras.callbacks.Callback):
         checkpoint_path(self.folder, epoch).unlink(missing_ok=True)
 
 
+def averaging(model):
+    """Callbacks that put the averaged weights in place while a model is evaluated; none where it averages none."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of one that scales the loss
+    return [keras.callbacks.SwapEMAWeights()] if optimizer.use_ema else []
+
+
 class NotFinite(ArithmeticError):
     """A loss became NaN or infinite; the message says which and when."""
 
@@ -1788,7 +1846,8 @@ class Runner:
             raise ValueError(
                 f"The transform {configuration.transform!r} is unknown; known are {', '.join(self.transforms)}."
             )
-        plumbing = (Split.pool, training_batches, evaluation_batches, Checkpoint.on_epoch_begin)
+        batches = balanced_batches if configuration.balanced else training_batches
+        plumbing = (Split.pool, batches, evaluation_batches, Checkpoint.on_epoch_begin)
         return fingerprint(self.build_model, self.transforms[configuration.transform], *plumbing, self.data.digest)
 
     def path(self, configuration):
@@ -1959,15 +2018,7 @@ class Runner:
         }
         try:
             if finished_epochs < configuration.epochs:
-                training = training_batches(
-                    places["training"],
-                    configuration.batch_size,
-                    configuration.seed,
-                    finished_epochs,
-                    configuration.epochs,
-                    configuration.steps_per_epoch,
-                    fill="filled_batches" in configuration.active,
-                )
+                training = self._training(configuration, places["training"], finished_epochs)
                 model.fit(
                     give_to_all(self.strategy, training),
                     initial_epoch=finished_epochs,
@@ -1975,10 +2026,11 @@ class Runner:
                     steps_per_epoch=configuration.steps_per_epoch,
                     validation_data=give_to_all(self.strategy, validation),
                     validation_steps=len(validation),
-                    callbacks=[FiniteLoss(), checkpoint, status],
+                    callbacks=[FiniteLoss(), checkpoint, status, *averaging(model)],
                     shuffle=False,  # the batches come in the epoch's own order
                     verbose=0,
                 )
+            model.optimizer.finalize_variable_values(model.trainable_variables)  # the averages, where it takes such
             metrics = model.evaluate(give_to_all(self.strategy, test), steps=len(test), return_dict=True, verbose=0)
             check_finite(metrics, "the test")
         except NotFinite as error:
@@ -1995,6 +2047,16 @@ class Runner:
         }
         write_json(folder / "record.json", record)
         return record
+
+    def _training(self, configuration, positions, first_epoch):
+        run = configuration
+        if run.balanced:
+            labeled, unlabeled = positions[: run.labeled], positions[run.labeled :]
+            return balanced_batches(
+                labeled, unlabeled, run.batch_size, run.seed, first_epoch, run.epochs, run.steps_per_epoch
+            )
+        fill = "filled_batches" in run.active
+        return training_batches(positions, run.batch_size, run.seed, first_epoch, run.epochs, run.steps_per_epoch, fill)
 
 
 # ---------------------------------------------------------------------------------- tables
@@ -2119,67 +2181,111 @@ def export(tables, folder):
     return Table(("files", "what"), rows, f"{len(rows)} tables and figures written to {folder.name}/")
 
 
-def table_1(rows, sources="", failures=None):
+def table_1(sources, caption="", failures=None):
     """Table 1 of the report, each of its numbers beside ours.
 
     Args:
-        rows: dict of (transform, method) to a row as of `run_row` or `results/runs.csv`.
-        sources: what the caption says of where our numbers come from.
-        failures: dict of (transform, method) to why the run failed.
+        sources: dict of name to dict of (transform, method) to a list of records, one a seed.
+        caption: of the table.
+        failures: dict of (transform, method) to why the run failed, for the last source.
 
     Returns:
-        Table; a cell reads "report | ours". ▲ and ▼ mark an accuracy of ours that is at least three
-        points above or below the report's; a run that failed or collapsed is marked as such.
+        Table; a cell reads "report | first source | second source ...", mean ± standard deviation where there are
+        several records. ▲ and ▼ mark an accuracy of ours that is at least three points above or below the report's;
+        a run that failed or collapsed is marked as such.
     """
-    lines, failures = [], failures or {}
+    lines, failures, last = [], failures or {}, list(sources)[-1]
     for key, printed in REPORT_TABLE.items():
-        ours = rows.get(key)
+        found = {name: records.get(key, ()) for name, records in sources.items()}
+        failed = failures.get(key) if not found[last] else None
         cells = []
         for column, (theirs, metric) in enumerate(zip(printed, METRICS, strict=False)):
-            percent = column > 2
-            form = "{:.1%}" if percent else "{:.3g}"
-            measured = form.format(float(ours[metric])) if ours else "failed" if key in failures else "not run"
-            if percent and ours and theirs is not None and abs(float(ours[metric]) - theirs) >= 0.03:
-                measured += " ▲" if float(ours[metric]) > theirs else " ▼"
-            printed_as = "–" if theirs is None else "0.1% (10%)" if theirs == MISPRINT else form.format(theirs)
-            cells.append(f"{printed_as} | {measured}")
-        recipe = failures.get(key, "") if ours is None else ours["recipe"] + " (collapsed)" * collapsed(ours)
-        lines.append((*key, recipe, *cells))
-    header = ("Transform", "Method", "Our recipe", *(f"{name}: report | ours" for name in COLUMNS))
-    return Table(header, lines, sources)
+            form = ".1%" if column > 2 else ".3g"
+            cell = ["–" if theirs is None else "0.1% (10%)" if theirs == MISPRINT else format(theirs, form)]
+            for name, records in found.items():
+                values = [record["metrics"][metric] for record in records]
+                marked = values and column > 2 and theirs is not None and abs(np.mean(values) - theirs) >= 0.03
+                mark = "" if not marked else " ▲" if np.mean(values) > theirs else " ▼"
+                cell.append("failed" if failed and name == last else spread(values, form) + mark)
+            cells.append(" | ".join(cell))
+        recipes = [failed if failed and name == last else _recipes(records) for name, records in found.items()]
+        lines.append((*key, " | ".join(filter(None, dict.fromkeys(recipes))), *cells))
+    columns = (f"{name}: {' | '.join(['report', *sources])}" for name in COLUMNS)
+    return Table(("Transform", "Method", "Our recipe", *columns), lines, caption)
+
+
+def _recipes(records):
+    """Names of the recipes of some records, and whether any of these collapsed."""
+    names = dict.fromkeys(Configuration(**record["configuration"]).recipe for record in records)
+    return ", ".join(names) + " (collapsed)" * any(collapsed(record["metrics"]) for record in records)
+
+
+def accuracy_table(sources, caption=""):
+    """Accuracy by transform and method, the report's beside that of several sources (as of `table_1`)."""
+    rows = [
+        (*key, f"{printed[3]:.1%}", *(_accuracy(records.get(key, ())) for records in sources.values()))
+        for key, printed in REPORT_TABLE.items()
+    ]
+    return Table(("Transform", "Method", "report", *sources), rows, caption)
+
+
+def _accuracy(records):
+    shown = spread([record["metrics"]["accuracy"] for record in records])
+    return shown + f" (n = {len(records)})" * (len(records) > 1)
 
 
 class Evidence:
     """Looks numbers up in records for the claims, and remembers which it was asked for.
 
     Args:
-        records: dict of (transform, method) to record, or to None where the run was not made.
+        records: dict of (transform, method) to a list of records, one a seed.
     """
 
     def __init__(self, records):
         self.records, self.seen = records, {}
 
-    def _record(self, transform, method):
-        record = self.records.get((transform, method))
-        if record is None:
+    def _records(self, transform, method):
+        records = self.records.get((transform, method))
+        if not records:
             raise NotRun(f"{method} for {transform}")
-        return record
+        return records
+
+    def _mean(self, transform, method, metric, name):
+        values = [record["metrics"][metric] for record in self._records(transform, method)]
+        self.seen[transform, method, metric] = f"{name}{spread(values)}"
+        return float(np.mean(values))
 
     def accuracy(self, transform, method):
-        """Test accuracy over images and copies, a fraction; raises NotRun."""
-        value = self._record(transform, method)["metrics"]["accuracy"]
-        self.seen[transform, method] = f"{method}, {transform}: {value:.1%}"
-        return value
+        """Test accuracy over images and copies, a fraction, mean over the seeds; raises NotRun."""
+        return self._mean(transform, method, "accuracy", f"{method}, {transform}: ")
 
     def agreement(self, transform, method):
-        """How often both predictions agree on the test images, a fraction; raises NotRun."""
-        value = self._record(transform, method)["metrics"]["consistency"]
-        self.seen[transform, method, "agreement"] = f"agreement {value:.1%}"
-        return value
+        """How often both predictions agree on the test images, a fraction, mean over the seeds; raises NotRun."""
+        return self._mean(transform, method, "consistency", "agreement ")
+
+    def beats(self, transform, method, other):
+        """Whether one method is more accurate than another by more than chance explains; raises NotRun.
+
+        The difference of the means must be above two standard errors of the difference of two proportions near 0.5
+        on as many test images, and, where both have several seeds, above two of the mean of the seeds' differences.
+        """
+        difference = self.accuracy(transform, method) - self.accuracy(transform, other)
+        by_seed = [
+            {record["configuration"]["seed"]: record for record in self._records(transform, name)}
+            for name in (method, other)
+        ]
+        seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+        images = by_seed[0][seeds[0]]["configuration"]["test"]
+        error = math.sqrt(2 * 0.25 / (images * len(seeds)))
+        if len(seeds) > 1:
+            accuracies = [[records[seed]["metrics"]["accuracy"] for seed in seeds] for records in by_seed]
+            error = max(error, np.std(np.subtract(*accuracies), ddof=1) / math.sqrt(len(seeds)))
+        self.seen[transform, method, other] = f"a difference counts above {2 * error:.1%}"
+        return difference > 2 * error
 
     def curve(self, transform, method, metric):
-        """A metric's values by epoch; raises NotRun."""
-        values = [epoch[metric] for epoch in self._record(transform, method)["history"]]
+        """A metric's values by epoch, of the first seed; raises NotRun."""
+        values = [epoch[metric] for epoch in self._records(transform, method)[0]["history"]]
         self.seen[transform, method, metric] = f"{metric}, {transform}: lowest {min(values):.2f}, last {values[-1]:.2f}"
         return values
 
@@ -2188,32 +2294,29 @@ class NotRun(LookupError):
     """A claim needs a run that was not made."""
 
 
-def check_claims(claims, records, caption):
-    """Tick or cross each claim by the records.
-
-    A difference of accuracies counts above two standard errors of the difference of two proportions
-    near 0.5 on the test images.
+def check_claims(claims, sources, caption):
+    """Tick or cross each claim by the records of each source.
 
     Args:
-        claims: function of (Evidence, margin) to dict of claim to a function that judges it.
-        records: as for `Evidence`.
+        claims: function of an Evidence to dict of claim to a function that judges it.
+        sources: as for `table_1`.
         caption: of the table.
 
     Returns:
-        Table of claim, verdict (✓, ✗, or · where a run is missing) and the numbers it rests on.
+        Table of claim and, for each source, the verdict (✓, ✗, or · where a run is missing) and the numbers behind it.
     """
-    found = Evidence(records)
-    images = [record["configuration"]["test"] for record in records.values() if record]
-    margin = 2 * math.sqrt(2 * 0.25 / min(images, default=1))
-    rows = []
-    for claim, judge in claims(found, margin).items():
-        found.seen = {}
-        try:
-            verdict = "✓" if judge() else "✗"
-        except NotRun as missing:
-            verdict = f"· (not run: {missing})"
-        rows.append((claim, verdict, "; ".join(found.seen.values())))
-    return Table(("the report says", "here", "by"), rows, f"{caption} (a difference counts above {margin:.1%})")
+    verdicts = {}
+    for records in sources.values():
+        found = Evidence(records)
+        for claim, judge in claims(found).items():
+            found.seen = {}
+            try:
+                verdict = "✓" if judge() else "✗"
+            except NotRun as missing:
+                verdict = f"· (not run: {missing})"
+            verdicts.setdefault(claim, []).append(f"{verdict} {'; '.join(found.seen.values())}".strip())
+    rows = [(claim, *cells) for claim, cells in verdicts.items()]
+    return Table(("the report says", *(f"by {name}" for name in sources)), rows, caption)
 
 
 def run_row(record):
@@ -2302,6 +2405,21 @@ def shipped_records(make_runs):
                 "row": row,
             }
     return records
+
+
+def shipped_grid(make_runs):
+    """The records in results/ of Table 1 in every recipe.
+
+    Args:
+        make_runs: as for `shipped_records`, its names being (recipe, transform, method, seed).
+
+    Returns:
+        dict of recipe to dict of (transform, method) to a list of records, one a seed, in their order.
+    """
+    found = {recipe: {} for recipe in RECIPES}
+    for (recipe, transform, method, _), record in sorted(shipped_records(make_runs).items()):
+        found[recipe].setdefault((transform, method), []).append(record)
+    return found
 
 
 def show_confusion(answers, labels, classes, title):
@@ -2643,6 +2761,36 @@ def show_ways(records, title):
     return _shown(figure)
 
 
+def show_shares(records, title):
+    """Short continuations on the validation images, a line a number of unlabelled images.
+
+    Args:
+        records: dict of (transform, number of unlabelled images) to record.
+        title: of the figure.
+    """
+    panels = {"val_loss_supervised": "supervised loss (nats)", "val_accuracy": "accuracy"}
+    transforms = list(dict.fromkeys(transform for transform, _ in records))
+    figure, axes = plt.subplots(
+        2, max(len(transforms), 1), figsize=(10, 5), layout="constrained", sharex=True, sharey="row", squeeze=False
+    )
+    for column, transform in enumerate(transforms):
+        for axis, (metric, label) in zip(axes[:, column], panels.items(), strict=True):
+            for (other, unlabeled), record in records.items():
+                if other == transform:
+                    run = Configuration(**record["configuration"])
+                    share = run.labeled / (run.labeled + unlabeled)
+                    steps = run.steps * np.arange(1, len(record["history"]) + 1)
+                    color = WAY_COLORS[0 if share < 0.5 else 1]
+                    name = f"{100 * share:.0f}% of a batch labelled"
+                    axis.plot(steps, [epoch[metric] for epoch in record["history"]], color=color, label=name)
+            axis.set(ylabel="" if column else label)
+        axes[0, column].set_title(transform)
+        axes[1, column].set_xlabel("training steps")
+    axes[0, 0].legend(frameon=False)
+    figure.suptitle(title)
+    return _shown(figure)
+
+
 def survival_table(records, caption=""):
     """How short continuations ended, over several seeds.
 
@@ -2771,27 +2919,62 @@ def _dots_and_means(axis, runs, color, label):
     axis.plot(range(len(runs)), means, "-_", color=color, markersize=18, label=label)
 
 
-def show_accuracy(rows, title):
-    """Accuracy by transform and method, report against ours (`rows` as for `table_1`)."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", sharey=True)
+def refinement_table(records, caption=""):
+    """What each refinement does on the validation images.
+
+    Args:
+        records: dict of (name, method) to record; the methods are Supervised and SemiC.
+        caption: of the table.
+
+    Returns:
+        Table, a row a name: accuracy after the last epoch and its spread over the last ten, and SemiC's agreement.
+    """
+    rows = []
+    for name in dict.fromkeys(name for name, _ in records):
+        cells = []
+        for method in ("Supervised", "SemiC"):
+            history = records.get((name, method), {"history": []})["history"][-10:]
+            accuracies = [epoch["val_accuracy"] for epoch in history]
+            cells += [spread(accuracies[-1:]), spread(accuracies)]
+        agreement = [epoch["val_consistency"] for epoch in history[-1:]]
+        rows.append((name, *cells, spread(agreement)))
+    header = ("added to reported", "Supervised", "its last ten epochs", "SemiC", "its last ten epochs", "agreement")
+    return Table(header, rows, caption)
+
+
+def show_accuracy(sources, title):
+    """Accuracy by transform and method, the report's (hatched) beside that of some sources (as for `table_1`).
+
+    Each source is paler than the one before it; error bars are the standard deviation over the seeds.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained", sharey=True)
+    width = 0.86 / (1 + len(sources))
     for axis, transform in zip(axes, ("noise", "shift", "rotation"), strict=True):
         for place, method in enumerate(METHODS):
-            theirs, ours = REPORT_TABLE[transform, method][3], rows.get((transform, method))
-            axis.bar(place - 0.2, theirs, 0.38, facecolor="white", edgecolor=COLORS[method], hatch="//")
-            axis.text(place - 0.2, theirs + 0.01, f"{theirs:.1%}", ha="center", fontsize=8)
-            if ours:
-                axis.bar(place + 0.2, float(ours["accuracy"]), 0.38, color=COLORS[method])
+            bars = [[REPORT_TABLE[transform, method][3]]]
+            for records in sources.values():
+                bars.append([record["metrics"]["accuracy"] for record in records.get((transform, method), ())])
+            for number, values in enumerate(bars):
+                if not values:
+                    continue
+                left, mean = place - 0.43 + (number + 0.5) * width, np.mean(values)
+                look = (
+                    {"color": COLORS[method], "alpha": 1 - 0.35 * (number - 1)}
+                    if number
+                    else {"facecolor": "white", "edgecolor": COLORS[method], "hatch": "//"}
+                )
+                axis.bar(left, mean, 0.9 * width, **look)
+                error = np.std(values, ddof=1) if len(values) > 1 else 0
+                if error:
+                    axis.errorbar(left, mean, error, color="gray", capsize=2)
                 axis.text(
-                    place + 0.2,
-                    float(ours["accuracy"]) + 0.01,
-                    f"{float(ours['accuracy']):.1%}",
-                    ha="center",
-                    fontsize=8,
+                    left, mean + error + 0.015, f"{100 * mean:.1f}", ha="center", va="bottom", rotation=90, size=8
                 )
         axis.axhline(0.1, color="gray", linestyle=":", linewidth=1)
         axis.set(title=transform, ylim=(0, 1))
         axis.set_xticks(range(4), METHODS, fontsize=9)
-    axes[0].set_ylabel("test accuracy, image and copy")
+    axes[0].set_ylabel("test accuracy, image and copy (%)")
+    axes[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
     axes[0].annotate(
         "chance", (1, 0.1), (4, -3), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8
     )

@@ -12,7 +12,8 @@ import notebook
 
 import helpers
 
-LISTS = ("collapse", "survival", "attribution")  # shown in the sections 10.3, 10.4 and 10.5
+# Shown in the sections 9, 10.3, 10.4, 10.5 and 11.
+LISTS = ("grid", "collapse", "share", "survival", "attribution", "refinement")
 
 
 def train(method, name):

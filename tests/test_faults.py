@@ -388,7 +388,7 @@ def test_a_loss_that_is_no_number_fails_that_run_alone(value, name, whole_networ
     assert len(make_runner(tmp_path, transforms=transforms).train([step_one, whole])) == 1  # nor is it tried again
     assert (runner.path(step_one) / "failure.json").stat().st_mtime_ns == stamp
     key = ("noise", "Supervised")
-    assert reason in repr(helpers.table_1({}, failures={key: reason})).splitlines()[1]
+    assert reason in repr(helpers.table_1({"yours": {}}, failures={key: reason})).splitlines()[1]
     assert "none of these runs" in repr(helpers.show_curves([], "Curves"))
 
 
@@ -412,12 +412,11 @@ def test_a_collapse_is_told_while_it_happens_and_marked(
     (record,) = make_runner(tmp_path).train([thrown])
     told = [note for note in notes if note.startswith("COLLAPSED: 100.0% one class, entropy 0.0")]
     assert len(told) >= 2 and told[-1] == notes[-1] and "left" in told[0]
-    row = helpers.run_row(record)
-    assert "(collapsed)" in repr(helpers.table_1({("noise", "Supervised"): row}))
+    assert "(collapsed)" in repr(helpers.table_1({"yours": {("noise", "Supervised"): [record]}}))
     notes.clear()
     (record,) = make_runner(tmp_path).train([sane])
     assert "COLLAPSED" not in "".join(notes)
-    assert "(collapsed)" not in repr(helpers.table_1({("noise", "Supervised"): helpers.run_row(record)}))
+    assert "(collapsed)" not in repr(helpers.table_1({"yours": {("noise", "Supervised"): [record]}}))
 
 
 # ------------------------------------------------------------------------------------------ safety

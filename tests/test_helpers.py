@@ -514,19 +514,30 @@ def record(run):
     }
 
 
+def with_metrics(record, seed=0, **metrics):
+    """The record of another seed with other metrics."""
+    configuration = record["configuration"] | {"seed": seed, "test": 10000}
+    return record | {"configuration": configuration, "metrics": record["metrics"] | metrics}
+
+
 def test_table_1_shows_every_number_of_the_report_beside_ours(record):
-    table = helpers.table_1({("shift", "SemiC"): helpers.run_row(record)})
+    seeds = [with_metrics(record, seed, accuracy=0.7 + 0.1 * seed, loss=0.5 + seed) for seed in (0, 1)]
+    key = ("shift", "SemiC")
+    table = helpers.table_1({"shipped": {key: seeds}, "yours": {key: [record]}})
     cells = {row[:2]: row[2:] for row in table.rows}
-    assert len(cells) == 12
-    assert cells["shift", "SemiC"] == (
+    assert len(cells) == 12 and "Accuracy: report | shipped | yours" in table.header
+    assert cells[key] == (
         "reported",
-        "0.84 | 0.5",
-        "0.76 | 0.5",
-        "0.08 | 0.5",
-        "74.8% | 50.0% ▼",
-        "88.7% | 50.0% ▼",
+        "0.84 | 1 ± 0.707 | 0.5",
+        "0.76 | 0.5 ± 0 | 0.5",
+        "0.08 | 0.5 ± 0 | 0.5",
+        "74.8% | 75.0% ± 7.1% | 50.0% ▼",
+        "88.7% | 50.0% ± 0.0% ▼ | 50.0% ▼",
     )
-    assert cells["noise", "Supervised"][1] == "– | not run" and cells["noise", "SemiCT"][4] == "0.1% (10%) | not run"
+    assert cells["noise", "Supervised"][1] == "– | not run | not run"
+    assert cells["noise", "SemiCT"][4] == "0.1% (10%) | not run | not run"
+    by_recipe = {row[:2]: row[2:] for row in helpers.accuracy_table({"shipped": {key: seeds}, "yours": {}}).rows}
+    assert by_recipe[key] == ("74.8%", "75.0% ± 7.1% (n = 2)", "not run")
 
 
 def test_tables_escape_what_they_show():
@@ -555,12 +566,9 @@ def test_published_records_keep_one_row_a_run(tmp_path, record):
 def test_claims_are_judged_by_the_records(method, record):
     def claim(accuracies, agreement=0.9):
         records = {
-            key: record | {"metrics": {"accuracy": value, "consistency": agreement}}
-            for key, value in accuracies.items()
+            key: [with_metrics(record, accuracy=value, consistency=agreement)] for key, value in accuracies.items()
         }
-        for value in records.values():
-            value["configuration"] = record["configuration"] | {"test": 10000}
-        return {row[0]: row[1] for row in helpers.check_claims(method.claims, records, "").rows}
+        return {row[0]: row[1].split()[0] for row in helpers.check_claims(method.claims, {"us": records}, "").rows}
 
     report = {key: printed[3] for key, printed in helpers.REPORT_TABLE.items()}
     assert claim(report)["SemiC beats Supervised for shift"] == "✓"
@@ -568,15 +576,27 @@ def test_claims_are_judged_by_the_records(method, record):
     assert claim(report)["SemiCT collapses for noise"] == "✗"  # the agreement is not 1
     assert claim(report, 1.0)["SemiCT collapses for noise"] == "✓"
     assert claim(report)["SemiCTE beats Supervised for noise (by 1.0 there)"] == "✗"  # within the margin
-    assert claim(report)["SemiC does not converge at the low learning rate (here: ends below)"].startswith("·")
-    assert (
-        claim(report | {("shift", "SemiC, slow"): 0.2})[
-            "SemiC does not converge at the low learning rate (here: ends below)"
-        ]
-        == "✓"
-    )
+    slow = "SemiC does not converge at the low learning rate (here: ends below)"
+    assert claim(report)[slow] == "·"
+    assert claim(report | {("shift", "SemiC, slow"): 0.2})[slow] == "✓"
     assert claim(report | {("shift", "SemiC"): 0.69})["SemiC beats Supervised for shift"] == "✗"
-    assert claim({}) and all(verdict.startswith("·") for verdict in claim({}).values())
+    assert claim({}) and all(verdict == "·" for verdict in claim({}).values())
+
+
+def test_a_difference_over_seeds_is_taken_seed_by_seed(record):
+    def beats(one, other):
+        sides = {
+            ("shift", name): [with_metrics(record, seed, accuracy=value) for seed, value in enumerate(values)]
+            for name, values in (("SemiC", one), ("Supervised", other))
+        }
+        return helpers.Evidence(sides).beats("shift", "SemiC", "Supervised")
+
+    assert beats([0.60, 0.50, 0.70], [0.58, 0.48, 0.68])  # the seeds differ much, their differences do not
+    assert not beats([0.60, 0.50, 0.70], [0.55, 0.52, 0.64])  # a mean of 3 points that the seeds do not agree on
+    assert not beats([0.51, 0.51, 0.51], [0.505, 0.505, 0.505])  # within the error of the test set
+    assert not beats([0.513], [0.50]) and beats([0.515], [0.50])  # two standard errors of one seed: 1.4 points
+    with pytest.raises(helpers.NotRun, match="SemiC for shift"):
+        beats([], [0.5])
 
 
 def test_stagnation_is_where_accuracy_stops_rising():
@@ -591,7 +611,9 @@ def test_figures_say_what_they_show(data, record, method):
         helpers.show_classes(data),
         helpers.show_transform(images, images, "a title" + data.caption),
         helpers.show_curves([record], "curves" + data.caption, mark_stagnation=True),
-        helpers.show_accuracy({("shift", "SemiC"): record["metrics"]}, "accuracy" + data.caption),
+        helpers.show_accuracy(
+            {"us": {("shift", "SemiC"): [record, with_metrics(record, 1)]}}, "accuracy" + data.caption
+        ),
     ]
     for figure in figures:
         assert "not CIFAR-10" in figure.get_suptitle()
@@ -644,6 +666,26 @@ def test_the_survival_table_counts_collapses():
     axes = helpers.show_survival(records, panels, "title").axes
     assert [axis.get_title() for axis in axes] == list(panels)
     assert [len(axis.lines) for axis in axes] == [3, 2, 3, 2]  # and the loss of a constant prediction
+
+
+def test_shares_of_labels_are_told_from_the_runs(method, tiny):
+    runs = {
+        ("noise", count): dataclasses.replace(method.plan("SemiC", "noise", tiny), unlabeled=count, steps=5)
+        for count in (96, 864)
+    }  # beside 96 labelled images
+    epochs = [{"val_loss_supervised": 2.0, "val_accuracy": 0.5}, {"val_loss_supervised": 1.0, "val_accuracy": 0.6}]
+    records = {key: {"configuration": dataclasses.asdict(run), "history": epochs} for key, run in runs.items()}
+    losses, accuracies = helpers.show_shares(records, "title").axes
+    assert [line.get_label() for line in losses.lines] == ["50% of a batch labelled", "10% of a batch labelled"]
+    for line, values in ((losses.lines[0], [2, 1]), (accuracies.lines[1], [0.5, 0.6])):
+        assert line.get_xdata().tolist() == [5, 10] and line.get_ydata() == values
+    assert losses.get_title() == "noise"
+
+
+def test_refinements_are_judged_by_the_last_epochs(record):
+    epochs = [{"val_accuracy": value, "val_consistency": 0.8} for value in (0.1, *[0.5] * 9, 0.6)]
+    rows = helpers.refinement_table({("reported", "SemiC"): {"history": epochs}}).rows
+    assert rows == [("reported", "not run", "not run", "60.0%", "51.0% ± 3.2%", "80.0%")]
 
 
 def test_durations_are_said_as_people_do():
@@ -715,6 +757,14 @@ def test_shipped_records_are_found_in_whatever_number_type_they_were_made(method
     for key in ("id", "configuration", "metrics", "history"):
         assert found["SemiC"][key] == record[key]
     assert found["SemiC"]["row"]["recipe"] == "reported"
+
+
+def test_the_grid_is_sorted_by_recipe_and_experiment(monkeypatch):
+    names = [("reported", "shift", "SemiC", seed) for seed in (2, 0)] + [("released", "noise", "SemiCT", 0)]
+    monkeypatch.setattr(helpers, "shipped_records", lambda runs: {name: str(name) for name in runs})
+    grid = helpers.shipped_grid(names)
+    assert grid["reported"] == {("shift", "SemiC"): [str(names[1]), str(names[0])]}
+    assert grid["released"] == {("noise", "SemiCT"): [str(names[2])]}
 
 
 def test_estimated_times_follow_from_the_benchmark(monkeypatch):

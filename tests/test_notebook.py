@@ -56,18 +56,20 @@ def test_method_cells_only_define(code):
 
 def test_the_first_screen_is_made_from_the_shipped_records(committed, method):
     assert committed.cells[0].source == notebook.first_screen(method).strip()
-    rows = notebook.shipped_rows(method, "quick")
+    rows = {row["id"]: row for row in helpers.read_csv(notebook.ROOT / "results" / "runs.csv")}
+    runs = method.grid_references("mixed_bfloat16")
     for (transform, name), printed in helpers.REPORT_TABLE.items():
-        row = rows[transform, name]
+        seeds = [rows.get(runs[key].id) for key in runs if key[:3] == ("released", transform, name)]
+        seeds = [row for row in seeds if row]
         line = next(
             line
             for line in committed.cells[0].source.splitlines()
             if f">{transform}</td>" in line and f">{name}</td>" in line
         )
-        assert f" | {float(row['accuracy']):.1%}" in line and f">{printed[3]:.1%} |" in line.replace(
-            "0.1% (10%)", "10.0%"
-        )
-        assert f"{printed[1]:.3g} | {float(row['loss_supervised']):.3g}" in line
+        assert seeds, "an entry of Table 1 has no number of ours beside it"
+        accuracy, loss = (np.mean([float(row[metric]) for row in seeds]) for metric in ("accuracy", "loss_supervised"))
+        assert f" | {accuracy:.1%}" in line and f">{printed[3]:.1%} |" in line.replace("0.1% (10%)", "10.0%")
+        assert f"{printed[1]:.3g} | {loss:.3g}" in line
 
 
 def test_shipped_rows_have_their_curves_and_the_id_of_their_settings():

@@ -51,6 +51,11 @@ EFFECTS = {
     "one_sided_loss": ({"noise", "shift", "rotation"}, {"loss", "loss_supervised"}, {"loss", "loss_supervised"}),
     "filled_batches": (set(), set(), set()),
     "whole_shifts": ({"shift"}, LOSSES | ANSWERS, COPIES),
+    "ramp_up": ({"noise", "shift", "rotation"}, {"loss"}, set()),
+    "stopped_gradient": (set(), set(), set()),
+    "decaying_rate": (set(), set(), set()),
+    "averaged_weights": (set(), set(), set()),
+    "balanced_batches": (set(), set(), set()),
 }
 
 
@@ -201,17 +206,124 @@ def test_weights_and_moments_of_different_transforms_are_put_together(method, da
     assert all(equal(sharper.optimizer.variables, states["noise"]))
 
 
+def test_the_weight_of_the_consistency_loss_is_ramped_up(make_model):
+    constant, ramped = make_model("shift"), make_model("shift", "ramp_up")
+    factors = []
+    for step in (0, 1, 10):  # the tiny run takes six steps, so its ramp 1.62
+        ramped.optimizer.iterations.assign(step)
+        losses = [numbers(model, training=False) for model in (constant, ramped)]
+        assert losses[0] == losses[1]  # evaluation takes the whole weight
+        total = float(ramped.loss_and_measures(BATCH, training=True)[0])
+        constant_total, measures = constant.loss_and_measures(BATCH, training=True)
+        supervised = float(helpers.share_of_mean(*measures["loss_supervised"]))
+        factors.append((total - supervised) / (float(constant_total) - supervised))
+    ramp = 0.27 * 6
+    np.testing.assert_allclose(factors, [np.exp(-5), np.exp(-5 * (1 - 1 / ramp) ** 2), 1], rtol=1e-3)
+
+
+def test_a_stopped_gradient_leaves_the_pictures_own_prediction_alone(method):
+    logits = [tf.Variable([[0.1, 0.5, -0.3]]), tf.Variable([[1.0, 0.0, 0.2]])]
+    original = method.label_log_probabilities
+    method.label_log_probabilities = lambda labels: original(labels, classes=3)
+    gradients = {}
+    try:
+        for switches in ((), ("stopped_gradient",)):
+            with tf.GradientTape() as tape:
+                views = [tf.nn.log_softmax(variable) for variable in logits]
+                _, consistency = method.image_losses(*views, tf.constant([0]), switches)
+            gradients[switches] = tape.gradient(consistency, logits)
+    finally:
+        method.label_log_probabilities = original
+    (first, second), (stopped, copy) = gradients.values()
+    assert np.abs(first).max() > 0.01 and stopped is None
+    np.testing.assert_array_equal(second, copy)
+
+
+def test_the_rate_decays_to_nothing_and_the_averages_are_what_is_kept(method, data, tiny, tmp_path):
+    tiny.epochs_supervised = 2
+    run = method.plan("Supervised", "noise", tiny, "shapes")
+    decaying = dataclasses.replace(run, switches="decaying_rate")
+    averaged = dataclasses.replace(run, switches="averaged_weights")
+    runner = helpers.Runner(data, method.build_model, method.TRANSFORMS, [run], "smoke", tmp_path)
+    model = runner.model(decaying)
+    rates = []
+    for step in range(3):
+        model.optimizer.iterations.assign(step)
+        rates.append(float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)))
+    np.testing.assert_allclose(rates, [1e-3, 0.5e-3, 0], atol=1e-9)  # one step an epoch
+
+    runner.train([run, averaged])
+    plain, mean = (runner.trained(each).network.trainable_variables for each in (run, averaged))
+    raw = runner.model(averaged)
+    raw.load_weights(helpers.last_checkpoint(runner.path(averaged)))
+    averages = raw.optimizer._model_variables_moving_average
+    for one, two, kept, average in zip(plain, raw.trainable_variables, mean, averages, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)  # averaging does not change the training
+        np.testing.assert_allclose(kept, average, atol=1e-6)
+    assert any(np.abs(one.numpy() - kept.numpy()).max() > 1e-4 for one, kept in zip(plain, mean, strict=True))
+
+
+@pytest.mark.parametrize("labeled, unlabeled", [(range(6), range(6, 50)), (range(30), range(30, 34)), (range(6), ())])
+def test_balanced_batches_go_on_where_the_last_epoch_ended(labeled, unlabeled):
+    def drawn(first, last):
+        batches = helpers.balanced_batches(labeled, unlabeled, 8, 5, first, last, steps=3)
+        return [(batch["positions"].tolist(), batch["seed"].tolist()) for batch in batches.as_numpy_iterator()]
+
+    batches = drawn(0, 9)
+    assert batches[6:] == drawn(2, 9) and len(batches) == 27
+    share = 4 if len(unlabeled) else 8
+    for part, chosen in ((labeled, slice(share)), (unlabeled, slice(share, 8))):
+        order = [position for positions, _ in batches for position in positions[chosen]]
+        for begin in range(0, len(order) - len(part) + 1, max(len(part), 1)):
+            assert sorted(order[begin : begin + len(part)]) == list(part)  # every image once before any comes again
+    assert len({tuple(seed) for _, seed in batches}) == 27
+
+
+def test_balanced_runs_take_the_steps_of_the_others_and_all_unlabelled_images(method, tiny, data, monkeypatch):
+    usual = [method.plan(name, "shift", tiny, "shapes") for name in ("Supervised", "SemiC")]
+    monkeypatch.setitem(helpers.RECIPES, "reported", frozenset({"balanced_batches"}))
+    tiny.unlabeled_pool = 300
+    runs = [method.plan(name, "shift", tiny, "shapes") for name in ("Supervised", "SemiC")]
+    assert [run.steps_per_epoch for run in runs] == [run.steps_per_epoch for run in usual] == [1, 2]
+    assert [run.unlabeled for run in runs] == [0, 300] and [run.pairs for run in runs] == [3 * 128, 3 * 2 * 128]
+
+
+@pytest.mark.parametrize("switch", ["ramp_up", "decaying_rate", "averaged_weights", "balanced_batches"])
+def test_a_refined_run_resumes_as_if_nothing_had_happened(method, data, tiny, tmp_path, switch):
+    run = dataclasses.replace(method.plan("SemiC", "noise", tiny, "shapes"), switches=switch, steps=2)
+    whole, broken = (
+        helpers.Runner(data, method.build_model, method.TRANSFORMS, [run], "smoke", tmp_path / name)
+        for name in ("whole", "broken")
+    )
+    expected = whole.train([run])[0]
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    original = helpers.averaging
+    try:
+        helpers.averaging = lambda model: [*original(model), Stop()]
+        with pytest.raises(KeyboardInterrupt):
+            broken.train([run])
+    finally:
+        helpers.averaging = original
+    assert broken.train([run])[0]["history"] == expected["history"]
+    assert broken.record(run)["metrics"] == expected["metrics"]
+
+
 def test_unknown_or_unsorted_switches_are_refused(method, tiny):
     run = method.plan("SemiC", "noise", tiny)
     for switches in ("sepia", "whole_shifts+one_angle", "one_angle+one_angle"):
-        with pytest.raises(ValueError, match="it must be some of clipped_probabilities"):
+        with pytest.raises(ValueError, match="it must be some of averaged_weights"):
             dataclasses.replace(run, switches=switches)
 
 
 def test_recipes_are_named(method, tiny):
     run = method.plan("SemiC", "noise", tiny)
-    released = helpers.joined(helpers.SWITCHES)
-    less = helpers.joined(set(helpers.SWITCHES) - {"one_angle"})
+    released = helpers.joined(helpers.RELEASED_SWITCHES)
+    less = helpers.joined(set(helpers.RELEASED_SWITCHES) - {"one_angle"})
     names = {switches: dataclasses.replace(run, switches=switches).recipe for switches in ("", released, less)}
     assert list(names.values()) == ["reported", "released", "released - one_angle"]
 
@@ -244,3 +356,29 @@ def test_survival_exchanges_only_what_it_names(method, tiny):
         assert {field for field in one if one[field] != two[field]} == changed
     assert runs["shift"].active - runs["shift, twice the rate"].active == {"restored_rate"}
     assert len({run.id for run in runs.values()}) == len(runs)
+
+
+def test_every_refinement_is_added_alone_and_then_all_together(method):
+    runs = method.refinement_references("float32")
+    assert runs["reported", "SemiC"].active == runs["reported", "Supervised"].active == set()
+    everything = {"one_sided_loss", *helpers.REFINEMENTS}
+    assert {name for name, _ in runs} == everything | {"reported", "all of them"}
+    for name in everything:
+        assert runs[name, "SemiC"].active == {name}
+        assert ((name, "Supervised") in runs) == (name not in ("ramp_up", "stopped_gradient"))
+    assert runs["all of them", "SemiC"].active == everything
+    assert runs["all of them", "Supervised"].active == everything - {"ramp_up", "stopped_gradient"}
+    for method_name in ("Supervised", "SemiC"):
+        steps = {run.epochs * run.steps_per_epoch for (_, name), run in runs.items() if name == method_name}
+        assert len(steps) == 1
+
+
+def test_the_grid_has_every_experiment_of_table_1_in_every_recipe(method):
+    runs = method.grid_references("float32")
+    for recipe in helpers.RECIPES:
+        assert {key[1:3] for key in runs if key[0] == recipe and key[2] != "early-stopped"} == set(helpers.REPORT_TABLE)
+        for transform in ("noise", "shift", "rotation"):
+            assert runs[recipe, transform, "SemiCTE", 0].starting_run == runs[recipe, transform, "early-stopped", 0].id
+        for name in ("Supervised", "SemiC"):
+            assert {key[3] for key in runs if key[:3] == (recipe, "shift", name)} == {0, 1, 2}
+    assert all(run.recipe == key[0] for key, run in runs.items())
