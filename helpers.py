@@ -2743,18 +2743,20 @@ def show_ways(records, title):
     ways = {name: record for name, record in records.items() if record["configuration"]["steps"]}
     panels = {
         "val_loss_supervised": "supervised loss (nats)",
+        "val_loss_consistency": "consistency loss (nats)",
         "val_accuracy": "accuracy",
         "val_consistency": "agreement",
         "val_largest_class": "share of the largest class",
+        "val_prediction_entropy": "entropy (nats)",
     }
-    figure, axes = plt.subplots(2, 2, figsize=(12, 7), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(3, 2, figsize=(12, 9.5), layout="constrained", sharex=True)
     for axis, (metric, label) in zip(axes.flat, panels.items(), strict=True):
         for (name, record), color in zip(ways.items(), WAY_COLORS, strict=False):
             start = starts[record["configuration"]["starting_run"]]
             values = [epoch[metric] for epoch in (start["history"][-1], *record["history"])]
             axis.plot(np.arange(len(values)) * record["configuration"]["steps"], values, color=color, label=name)
         axis.set(ylabel=label)
-    for axis in axes[1]:
+    for axis in axes[-1]:
         axis.set_xlabel("training steps")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title)
@@ -2762,31 +2764,32 @@ def show_ways(records, title):
 
 
 def show_shares(records, title):
-    """Short continuations on the validation images, a line a number of unlabelled images.
+    """Short continuations on the validation images, a column a transform, a line a way to go on.
 
     Args:
-        records: dict of (transform, number of unlabelled images) to record.
+        records: dict of (transform, name) to record, of the continuations and of what they start from, whose last
+            epoch is shown as step 0.
         title: of the figure.
     """
     panels = {"val_loss_supervised": "supervised loss (nats)", "val_accuracy": "accuracy"}
+    starts = {record["id"]: record for record in records.values()}
+    ways = {key: record for key, record in records.items() if record["configuration"]["starting_run"]}
+    colors = dict(zip(dict.fromkeys(name for _, name in ways), WAY_COLORS, strict=False))
     transforms = list(dict.fromkeys(transform for transform, _ in records))
-    figure, axes = plt.subplots(
-        2, max(len(transforms), 1), figsize=(10, 5), layout="constrained", sharex=True, sharey="row", squeeze=False
-    )
-    for column, transform in enumerate(transforms):
-        for axis, (metric, label) in zip(axes[:, column], panels.items(), strict=True):
-            for (other, unlabeled), record in records.items():
-                if other == transform:
-                    run = Configuration(**record["configuration"])
-                    share = run.labeled / (run.labeled + unlabeled)
-                    steps = run.steps * np.arange(1, len(record["history"]) + 1)
-                    color = WAY_COLORS[0 if share < 0.5 else 1]
-                    name = f"{100 * share:.0f}% of a batch labelled"
-                    axis.plot(steps, [epoch[metric] for epoch in record["history"]], color=color, label=name)
-            axis.set(ylabel="" if column else label)
-        axes[0, column].set_title(transform)
-        axes[1, column].set_xlabel("training steps")
-    axes[0, 0].legend(frameon=False)
+    figure, axes = plt.subplots(2, len(transforms), figsize=(12, 5.5), layout="constrained", sharex=True, sharey="row")
+    for (transform, name), record in ways.items():
+        start = starts[record["configuration"]["starting_run"]]
+        for axis, metric in zip(axes[:, transforms.index(transform)], panels, strict=True):
+            values = [epoch[metric] for epoch in (start["history"][-1], *record["history"])]
+            steps = np.arange(len(values)) * record["configuration"]["steps"]
+            axis.plot(steps, values, color=colors[name], label=name)
+    for axis, label in zip(axes[:, 0], panels.values(), strict=True):
+        axis.set_ylabel(label)
+    for transform, axis in zip(transforms, axes.T, strict=True):
+        axis[0].set_title(transform)
+        axis[1].set_xlabel("training steps")
+    handles = {line.get_label(): line for axis in axes[0] for line in axis.lines}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles) or 1, frameon=False)
     figure.suptitle(title)
     return _shown(figure)
 

@@ -668,18 +668,20 @@ def test_the_survival_table_counts_collapses():
     assert [len(axis.lines) for axis in axes] == [3, 2, 3, 2]  # and the loss of a constant prediction
 
 
-def test_shares_of_labels_are_told_from_the_runs(method, tiny):
-    runs = {
-        ("noise", count): dataclasses.replace(method.plan("SemiC", "noise", tiny), unlabeled=count, steps=5)
-        for count in (96, 864)
-    }  # beside 96 labelled images
-    epochs = [{"val_loss_supervised": 2.0, "val_accuracy": 0.5}, {"val_loss_supervised": 1.0, "val_accuracy": 0.6}]
-    records = {key: {"configuration": dataclasses.asdict(run), "history": epochs} for key, run in runs.items()}
-    losses, accuracies = helpers.show_shares(records, "title").axes
-    assert [line.get_label() for line in losses.lines] == ["50% of a batch labelled", "10% of a batch labelled"]
-    for line, values in ((losses.lines[0], [2, 1]), (accuracies.lines[1], [0.5, 0.6])):
-        assert line.get_xdata().tolist() == [5, 10] and line.get_ydata() == values
-    assert losses.get_title() == "noise"
+def test_continuations_are_shown_from_where_they_start():
+    def record(name, losses, start=""):
+        history = [{"val_loss_supervised": loss, "val_accuracy": loss / 10} for loss in losses]
+        return {"id": name, "history": history, "configuration": {"starting_run": start, "steps": 5}}
+
+    records = {(transform, "step one"): record(f"one-{transform}", (9, 2)) for transform in ("noise", "shift")}
+    records["noise", "half"] = record("a", (3, 4), "one-noise")
+    records["shift", "few"] = record("b", (5,), "one-shift")
+    axes = helpers.show_shares(records, "title").axes
+    lines = [
+        [(line.get_label(), line.get_xdata().tolist(), list(line.get_ydata())) for line in axis.lines] for axis in axes
+    ]
+    assert lines[0] == [("half", [0, 5, 10], [2, 3, 4])] and lines[1] == [("few", [0, 5], [2, 5])]
+    assert lines[2][0][2] == [0.2, 0.3, 0.4] and [axis.get_title() for axis in axes[:2]] == ["noise", "shift"]
 
 
 def test_refinements_are_judged_by_the_last_epochs(record):
