@@ -1,4 +1,5 @@
-# make run        execute the notebook at the preset `quick` (PRESET=... for another) into a copy with outputs
+# make run        execute the notebook at the preset `quick` in the recipe `reported` (PRESET=paper RECIPE=released for
+#                 others) into a copy with outputs
 # make test       lint, unit tests, and the notebook at the preset `smoke`
 # make notebook   execute reproduction.ipynb in place and renew its first screen, for a commit
 # make bench      what a training step costs beside a plain loop, on this machine
@@ -11,6 +12,7 @@
 
 PYTHON ?= python3
 PRESET ?= quick
+RECIPE ?= reported
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 CONSTRAINTS ?=
 KILLS ?= 100
@@ -26,7 +28,8 @@ endif
 .PHONY: run test notebook bench faults records colab lint clean
 
 run: $(VENV)/ready
-	REPRODUCTION_PRESET=$(PRESET) $(BIN)/python tests/notebook.py --output reproduction-$(PRESET).ipynb
+	REPRODUCTION_PRESET=$(PRESET) REPRODUCTION_RECIPE=$(RECIPE) \
+		$(BIN)/python tests/notebook.py --output reproduction-$(PRESET).ipynb
 
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest -q --durations=8

@@ -324,16 +324,15 @@ def settings_controls(presets, transforms):
         `precision`, `recipe`, `consistency_weight`, `seed`, `exact_repeats`, and `panel`, the box that shows them all.
 
     Raises:
-        ValueError: REPRODUCTION_PRESET names no preset.
+        ValueError: REPRODUCTION_PRESET names no preset, or REPRODUCTION_RECIPE no recipe.
     """
-    chosen = os.environ.get("REPRODUCTION_PRESET") or "quick"
-    if chosen not in presets:
-        raise ValueError(f"REPRODUCTION_PRESET is {chosen!r}; set it to one of {', '.join(presets)}, or unset it.")
+    preset = _from_environment("REPRODUCTION_PRESET", presets, "quick")
+    recipe = _from_environment("REPRODUCTION_RECIPE", RECIPES, DEFAULTS["recipe"])
     if not transforms:
         raise ValueError("transforms is empty; name at least one transform.")
     wide = {"style": {"description_width": "150px"}, "layout": {"width": "420px"}}
     controls = types.SimpleNamespace(
-        preset=widgets.Dropdown(options=list(presets), value=chosen, description="preset", **wide),
+        preset=widgets.Dropdown(options=list(presets), value=preset, description="preset", **wide),
         transforms=widgets.SelectMultiple(
             options=list(transforms), value=tuple(transforms), rows=len(transforms), description="transforms", **wide
         ),
@@ -346,7 +345,7 @@ def settings_controls(presets, transforms):
         precision=widgets.Dropdown(
             options=["automatic", *PRECISIONS], value=DEFAULTS["precision"], description="precision", **wide
         ),
-        recipe=widgets.Dropdown(options=list(RECIPES), value=DEFAULTS["recipe"], description="recipe", **wide),
+        recipe=widgets.Dropdown(options=list(RECIPES), value=recipe, description="recipe", **wide),
         consistency_weight=widgets.FloatSlider(
             value=DEFAULTS["consistency_weight"], min=0.0, max=10.0, step=0.1, description="consistency weight", **wide
         ),
@@ -355,6 +354,13 @@ def settings_controls(presets, transforms):
     )
     controls.panel = widgets.VBox(list(vars(controls).values()))
     return controls
+
+
+def _from_environment(name, choices, default):
+    chosen = os.environ.get(name) or default
+    if chosen not in choices:
+        raise ValueError(f"{name} is {chosen!r}; set it to one of {', '.join(choices)}, or unset it.")
+    return chosen
 
 
 def read_settings(controls, presets):

@@ -28,6 +28,7 @@ def test_environment_names_device_and_versions(capsys):
 
 def test_untouched_controls_give_the_settings_of_the_report(method, monkeypatch):
     monkeypatch.delenv("REPRODUCTION_PRESET", raising=False)
+    monkeypatch.delenv("REPRODUCTION_RECIPE", raising=False)
     controls = helpers.settings_controls(method.PRESETS, list(method.TRANSFORMS))
     controls.precision.value = "float32"
     settings = helpers.read_settings(controls, method.PRESETS)
@@ -45,10 +46,17 @@ def test_a_moved_control_is_read(method, monkeypatch):
         helpers.read_settings(controls, method.PRESETS)
 
 
-def test_the_environment_variable_must_name_a_preset(method, monkeypatch):
-    monkeypatch.setenv("REPRODUCTION_PRESET", "huge")
-    with pytest.raises(ValueError, match="huge.*smoke"):
-        helpers.settings_controls(method.PRESETS, ["noise"])
+def test_environment_variables_choose_preset_and_recipe(method, monkeypatch):
+    monkeypatch.setenv("REPRODUCTION_PRESET", "smoke")
+    monkeypatch.setenv("REPRODUCTION_RECIPE", "released")
+    controls = helpers.settings_controls(method.PRESETS, ["noise"])
+    settings = helpers.read_settings(controls, method.PRESETS)
+    assert (settings.preset, settings.recipe) == ("smoke", "released")
+    for name, message in (("PRESET", "huge.*smoke"), ("RECIPE", "huge.*reported")):
+        monkeypatch.setenv(f"REPRODUCTION_{name}", "huge")
+        with pytest.raises(ValueError, match=message):
+            helpers.settings_controls(method.PRESETS, ["noise"])
+        monkeypatch.delenv(f"REPRODUCTION_{name}")
 
 
 # -------------------------------------------------------------------------------------------- data
