@@ -2795,7 +2795,7 @@ def show_shares(records, title):
         axis[0].set_title(transform)
         axis[1].set_xlabel("training steps")
     handles = {line.get_label(): line for axis in axes[0] for line in axis.lines}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles) or 1, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
     return _shown(figure)
 
