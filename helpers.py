@@ -2495,6 +2495,9 @@ def sample_pictures(data):
     return types.SimpleNamespace(images=data.labeled_images[:10], caption=data.caption, note=note)
 
 
+FLOWING = {"flex_flow": "row wrap"}  # beside each other where there is room, else below
+
+
 def at_strength(transform, strength):
     """A transform with its third parameter, the strength, at a multiple of its default: a functools.partial."""
     parameter = list(inspect.signature(transform).parameters.values())[2]
@@ -2539,7 +2542,7 @@ def transform_preview(pictures, transforms):
     for control in (choice, strength, draw):
         control.observe(show, names="value")
     show()
-    return widgets.VBox([widgets.HBox([choice, strength, draw]), shown])
+    return widgets.VBox([widgets.HBox([choice, strength, draw], layout=FLOWING), shown])
 
 
 # ------------------------------------------------------------------------------- playground
@@ -2663,7 +2666,7 @@ def draw_try(lines, updates, title):
             taken = steps * np.arange(1, len(history) + 1)
             values = [epoch[f"val_{metric}"] for epoch in history]
             axis.plot(taken, values, color=color, marker=".", label=f"{name}, validation images")
-        axis.set(title=label, xlim=(0, updates), ylim=(0, None))
+        axis.set(title=label, xlim=(0, updates))
         if metric.startswith("accuracy"):
             axis.yaxis.set_major_formatter("{x:.0%}")
             axis.set_xlabel("training steps")
@@ -2718,13 +2721,12 @@ class Playground:
         self.status, self.table = widgets.HTML(), widgets.HTML(layout={"overflow": "auto", "max_width": "100%"})
         fitting = {"width": "100%", "max_width": "700px", "display": "none"}  # a picture without content looks broken
         self.curves, self.pictures = (widgets.Image(format="png", layout=fitting) for _ in range(2))
-        flowing = {"flex_flow": "row wrap"}
         self.panel = widgets.VBox(
             [
-                widgets.HBox(list(vars(self.controls).values()), layout=flowing),
-                widgets.HBox([self.train_button, self.stop_button], layout=flowing),
+                widgets.HBox(list(vars(self.controls).values()), layout=FLOWING),
+                widgets.HBox([self.train_button, self.stop_button], layout=FLOWING),
                 self.status,
-                widgets.HBox([self.curves, self.pictures], layout=flowing),
+                widgets.HBox([self.curves, self.pictures], layout=FLOWING),
                 self.table,
             ]
         )
@@ -2755,20 +2757,17 @@ class Playground:
 
     def _work(self, choice):
         """Train a try, in the thread. Whatever goes wrong is told in the panel: nobody else would hear of it."""
-        began = time.perf_counter()
         try:
             self._tell("Building the network; the first step takes longest.")
-            self._train(choice)
-            failed = "; ".join(filter(None, map(self.runner.failure, self.runs)))
-            self._tell(
-                f"FAILED: {failed}" if failed else f"Done in {duration(time.perf_counter() - began)}.", bool(failed)
-            )
+            self._tell(self._train(choice))
         except Exception as error:
             self._tell(f"{type(error).__name__}: {error}", wrong=True)
         finally:
             self.train_button.disabled, self.stop_button.disabled = False, True
 
     def _train(self, choice):
+        """Train a try and its baseline and show both; returns what is to be told at the end."""
+        began = time.perf_counter()
         self.runs = run, baseline = self.make_runs(choice)
         self.runner.transforms[run.transform] = at_strength(self.transforms[choice.transform], choice.strength)
         self.tries[run.id] = choice, self.runs
@@ -2780,11 +2779,17 @@ class Playground:
             self._show_unsure(run)
             self._show_state()
             self.runner.train([baseline], self._make_watch)
+            end = f"Done in {duration(time.perf_counter() - began)}."
         except Stopped:
-            self._tell("Stopped. With the same settings Train goes on from the last finished epoch.")
+            end = "Stopped. With the same settings Train goes on from the last finished epoch."
+            self._tell(end)  # at once: the pictures take a second or two
             if baseline.id not in self.watches:
                 self._show_unsure(run)
         self._show_state()
+        failed = list(filter(None, map(self.runner.failure, self.runs)))
+        if failed:
+            raise NotFinite("; ".join(failed))
+        return end
 
     def _make_watch(self, *arguments):
         watch = Watch(self._report, self.stop, *arguments)
@@ -2825,7 +2830,7 @@ class Playground:
             return
         data = self.runner.data
         unsure = most_unsure(model, data.test_images[: run.test])
-        title = f"Most unsure of, after {steps:,} steps; wrong in colour{data.caption}"
+        title = f"Least sure of these after {steps:,} steps: image over copy, wrong answers in colour{data.caption}"
         self._show(self.pictures, draw_unsure(unsure, data.test_labels[unsure.places], data.classes, title))
 
     def _show(self, image, figure):

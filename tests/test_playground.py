@@ -163,10 +163,10 @@ def test_a_finished_try_is_kept_and_another_gets_a_row_of_its_own(playground):
 
 
 def test_stop_ends_within_a_second_and_train_goes_on_from_the_last_epoch(playground):
-    playground.controls.epochs.value = 20
+    playground.controls.epochs.value = 8
     playground.train_button.click()
     run = playground.make_runs(playground.choice())[0]
-    wait_until(lambda: run.id in playground.watches and len(playground.watches[run.id].points) > 2.5 * run.steps)
+    wait_until(lambda: run.id in playground.watches and len(playground.watches[run.id].points) > 1.5 * run.steps)
     pressed = time.monotonic()
     playground.stop_button.click()
     assert playground.stop_button.disabled
@@ -177,16 +177,16 @@ def test_stop_ends_within_a_second_and_train_goes_on_from_the_last_epoch(playgro
     folder = playground.runner.path(run)
     assert not (folder / "record.json").exists() and not (folder / "lock.json").exists()
     kept = json.loads((folder / "progress.json").read_text())["history"]
-    assert 2 <= len(kept) < 20
+    assert 1 <= len(kept) < 8
     assert is_picture(playground.curves) and is_picture(playground.pictures)
-    assert f">{len(kept)} | 0 of 20</td>" in playground.table.value
+    assert f">{len(kept)} | 0 of 8</td>" in playground.table.value
 
     playground.train_button.click()
     finish(playground)
     record = playground.runner.record(run)
-    assert record["history"][: len(kept)] == kept and len(record["history"]) == 20
+    assert record["history"][: len(kept)] == kept and len(record["history"]) == 8
     assert playground.watches[run.id].points[0][0] == len(kept) * run.steps + 1  # began after the last finished epoch
-    assert ">20 | 20 of 20</td>" in playground.table.value
+    assert ">20 | 20 of 8</td>" in playground.table.value
 
 
 def test_stop_while_it_waits_for_another_training(playground):
@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite_is_told(playground):
     playground.transforms["shift"] = broken
     playground.train_button.click()
     finish(playground)
-    assert "FAILED" in playground.status.value and "loss" in playground.status.value
+    assert "NotFinite" in playground.status.value and "loss" in playground.status.value
     assert playground.pictures.layout.display == "none"
 
 
@@ -233,7 +233,7 @@ def test_the_ten_are_the_most_unsure(runner, make_runs, choice, method):
     model, images = runner.model(run), runner.data.test_images[:270]  # more than one batch
     found = helpers.most_unsure(model, images)
 
-    seeds = [tf.random.fold_in(helpers.EVALUATION_SEED, step) for step in (0, 1)]
+    seeds = [tf.random.fold_in(helpers.EVALUATION_SEED, tf.constant(step, tf.int64)) for step in (0, 1)]
     pictures = images.astype(np.float32) / 255
     copies = [
         method.random_shift(tf.constant(part), seed, 5.0)
