@@ -42,7 +42,9 @@ import zlib
 import elasticdeform
 import ipywidgets as widgets
 import matplotlib.figure
+import matplotlib.lines
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 import numpy as np
 import psutil
 import scipy.ndimage
@@ -2629,17 +2631,18 @@ def draw_unsure(unsure, labels, classes, title):
         title: of the figure.
     """
     rows = math.ceil(len(labels) / 5)
-    figure = matplotlib.figure.Figure(figsize=(7, 3.3 * rows + 0.6), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(6, 3 * rows + 0.6), layout="constrained")
     axes = figure.subplots(2 * rows, 5, squeeze=False)
     for axis in axes.flat:
-        axis.set_axis_off()
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
     for place, label in enumerate(labels):
         row, column = divmod(place, 5)
         for view, pictures in enumerate((unsure.images, unsure.copies)):
             axis, answer = axes[2 * row + view, column], unsure.answers[place, view]
             axis.imshow(np.clip(pictures[place], 0, 1))
             axis.set_title(classes[answer], fontsize=12, color="black" if answer == label else COLORS["SemiCT"])
-        axis.text(0.5, -0.05, f"is: {classes[label]}", transform=axis.transAxes, ha="center", va="top", fontsize=11)
+        axis.set_xlabel(f"is: {classes[label]}", fontsize=11)
     figure.suptitle(title, fontsize=12)
     return figure
 
@@ -2653,7 +2656,7 @@ def draw_try(lines, updates, title):
         updates: steps of the whole training.
         title: of the figure.
     """
-    figure = matplotlib.figure.Figure(figsize=(7, 6.2), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(6, 5.8), layout="constrained")
     panels = {
         "loss_supervised": "supervised loss (nats)",
         "loss_consistency": "consistency loss (nats)",
@@ -2662,13 +2665,18 @@ def draw_try(lines, updates, title):
     }
     for axis, (metric, label) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items(), strict=True):
         for name, color, history, steps, points in lines:
-            axis.plot([step for step, _ in points], [logs[metric] for _, logs in points], color=color, alpha=0.35)
+            so_far = [logs[metric] for _, logs in points]
+            mark = "." if len(points) == 1 else None
+            axis.plot([step for step, _ in points], so_far, color=color, alpha=0.35, marker=mark)
             taken = steps * np.arange(1, len(history) + 1)
             values = [epoch[f"val_{metric}"] for epoch in history]
             axis.plot(taken, values, color=color, marker=".", label=f"{name}, validation images")
-        axis.set(title=label, xlim=(0, updates))
+        axis.set_title(label, fontsize=12)
+        axis.set_xlim(0, updates)
+        if metric != "loss_supervised":  # which stays far from 0
+            axis.set_ylim(0)
         if metric.startswith("accuracy"):
-            axis.yaxis.set_major_formatter("{x:.0%}")
+            axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
             axis.set_xlabel("training steps")
     handles, names = axis.get_legend_handles_labels()
     handles.append(matplotlib.lines.Line2D([], [], color="gray", alpha=0.5))
@@ -2698,7 +2706,10 @@ class Playground:
         self.runner, self.make_runs = runner, make_runs
         self.transforms = dict(runner.transforms)
         self.tries, self.stop, self.thread = {}, threading.Event(), None
-        wide = {"style": {"description_width": "125px"}, "layout": {"width": "370px", "max_width": "98%"}}
+        wide = {
+            "style": {"description_width": "125px"},
+            "layout": {"width": "370px", "max_width": "94%", "margin": "2px 14px 2px 2px"},
+        }
         calm = {"continuous_update": False, **wide}
         self.controls = types.SimpleNamespace(
             transform=widgets.Dropdown(options=list(self.transforms), description="transform", **wide),
@@ -2719,7 +2730,14 @@ class Playground:
         self.train_button.on_click(self._pressed_train)
         self.stop_button.on_click(self._pressed_stop)
         self.status, self.table = widgets.HTML(), widgets.HTML(layout={"overflow": "auto", "max_width": "100%"})
-        fitting = {"width": "100%", "max_width": "700px", "display": "none"}  # a picture without content looks broken
+        fitting = {
+            "flex": "1 1 300px",
+            "min_width": "0",
+            "max_width": "600px",
+            "margin": "0",
+            "align_self": "flex-start",
+        }
+        fitting["display"] = "none"  # a picture without content looks broken
         self.curves, self.pictures = (widgets.Image(format="png", layout=fitting) for _ in range(2))
         self.panel = widgets.VBox(
             [
@@ -2753,7 +2771,7 @@ class Playground:
 
     def _tell(self, text, wrong=False):
         color = "#B00020" if wrong else "inherit"
-        self.status.value = f'<span style="color:{color}; line-height:1.3">{html.escape(text)}</span>'
+        self.status.value = f'<div style="color:{color}; line-height:1.4">{html.escape(text)}</div>'
 
     def _work(self, choice):
         """Train a try, in the thread. Whatever goes wrong is told in the panel: nobody else would hear of it."""
@@ -2830,7 +2848,7 @@ class Playground:
             return
         data = self.runner.data
         unsure = most_unsure(model, data.test_images[: run.test])
-        title = f"Least sure of these after {steps:,} steps: image over copy, wrong answers in colour{data.caption}"
+        title = f"Least sure of these after {steps:,} steps, image over copy\n(wrong answers in colour){data.caption}"
         self._show(self.pictures, draw_unsure(unsure, data.test_labels[unsure.places], data.classes, title))
 
     def _show(self, image, figure):
@@ -2864,7 +2882,10 @@ class Playground:
             )
         header = ("transform", "strength", "rate", "weight", "labels", "epochs done", "images", "copies")
         caption = f"Your tries: try | baseline, accuracy on the validation images{self.runner.data.caption}"
-        self.table.value = Table(header, rows, caption)._repr_html_()
+        self.table.value = (
+            "<style>.tries {line-height: 1.6} .tries :is(td, th) {padding-right: 14px; white-space: nowrap}</style>"
+            f'<div class="tries">{html.escape(caption)}{Table(header, rows)._repr_html_()}</div>'
+        )
 
 
 def stagnation_epoch(history):
