@@ -158,14 +158,20 @@ class Page:
             const cells = document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt');
             return [...cells].filter(cell => !/\\d/.test(cell.textContent)).length;
         """
-        kinds = ", ".join(f'[data-mime-type$="jupyter.{kind}"]' for kind in ("error", "stderr"))
 
         def finished():
-            wrong = [element.text[:1000] for element in self.driver.find_elements(By.CSS_SELECTOR, kinds)]
+            wrong = self.texts("error")
             assert not wrong, "cells show errors:\n" + "\n".join(wrong)
             return not self.driver.execute_script(script)
 
         wait("all cells ran", finished, seconds)
+        for text in self.texts("stderr"):
+            print(f"a cell shows a warning: {text}", flush=True)
+
+    def texts(self, kind):
+        """What the outputs of a kind, "error" or "stderr", say."""
+        outputs = self.driver.find_elements(By.CSS_SELECTOR, f'[data-mime-type$="jupyter.{kind}"]')
+        return [output.text[:1000] for output in outputs]
 
     def pictures(self):
         """All pictures in the outputs; every one must have loaded."""

@@ -186,7 +186,7 @@ def test_stop_ends_within_a_second_and_train_goes_on_from_the_last_epoch(playgro
     record = playground.runner.record(run)
     assert record["history"][: len(kept)] == kept and len(record["history"]) == 8
     assert playground.watches[run.id].points[0][0] == len(kept) * run.steps + 1  # began after the last finished epoch
-    assert ">20 | 20 of 8</td>" in playground.table.value
+    assert ">8 | 8 of 8</td>" in playground.table.value
 
 
 def test_stop_while_it_waits_for_another_training(playground):
