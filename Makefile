@@ -5,6 +5,7 @@
 # make bench      what a training step costs beside a plain loop, on this machine
 # make faults     break off a grid of runs at KILLS=100 random moments, and the other tests of faults
 # make records    train the runs of a list and publish them in results/ (LIST=collapse)
+# make browser    open the notebook in a headless Chromium, at `smoke`, and use its widgets (SHOTS=folder for screenshots)
 # make colab      execute the notebook alone in an environment like Colab's, at `smoke`
 #
 # PYTHON=python3.13 takes another Python, in an environment of its own; CONSTRAINTS=tests/oldest.txt VENV=.venv-oldest
@@ -16,6 +17,7 @@ RECIPE ?= reported
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 CONSTRAINTS ?=
 KILLS ?= 100
+SHOTS ?= runs/browser
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
@@ -25,7 +27,7 @@ ifneq ($(SHARED_DATA),)
 export CIFAR10_NPZ ?= $(SHARED_DATA)
 endif
 
-.PHONY: run test notebook bench faults records colab lint clean
+.PHONY: run test notebook bench faults records browser colab lint clean
 
 run: $(VENV)/ready
 	REPRODUCTION_PRESET=$(PRESET) REPRODUCTION_RECIPE=$(RECIPE) \
@@ -45,6 +47,10 @@ faults: $(VENV)/ready
 
 records: $(VENV)/ready
 	$(BIN)/python tests/records.py $(LIST)
+
+browser: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -r tests/browser.txt
+	$(BIN)/python tests/browser.py $(SHOTS)
 
 colab: $(VENV)/ready
 	$(BIN)/python tests/colab.py

@@ -41,7 +41,10 @@ import zlib
 
 import elasticdeform
 import ipywidgets as widgets
+import matplotlib.figure
+import matplotlib.lines
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 import numpy as np
 import psutil
 import scipy.ndimage
@@ -1600,6 +1603,21 @@ class Lock:
                     write_bytes(self.path, json.dumps(self.owner | {"renewed": time.time()}).encode())
 
 
+_training = threading.Lock()
+_building = threading.RLock()  # starting weights are drawn from random numbers that all threads share
+
+
+@contextlib.contextmanager
+def _one_training():
+    """Keep this process to one training at a time; raises Locked where another thread is at it for over a second."""
+    if not _training.acquire(timeout=1):
+        raise Locked("another training of this notebook is under way")
+    try:
+        yield
+    finally:
+        _training.release()
+
+
 def _started_at(process, started):
     """Whether a process of this number is alive and is the one that started then (numbers are used again)."""
     try:
@@ -1723,7 +1741,11 @@ class LiveStatus(keras.callbacks.Callback):
             for number, run in zip(numbers, configurations, strict=True)
         ]
         self.current, self.shown_at, self.trained_pairs, self.spent = 0, 0.0, 0, 0.0
-        self.handle = display(self.table(), display_id=True) if get_ipython() else None
+        self.handle = self.open()
+
+    def open(self):
+        """Begin to show the table; returns the handle that redraws it, or None where nothing is shown."""
+        return display(self.table(), display_id=True) if get_ipython() else None
 
     def table(self):
         """The present state as a `Table`."""
@@ -1883,6 +1905,15 @@ class Runner:
                 return f"not trained: the run that it starts from, {start}, failed"
         return ""
 
+    def history(self, configuration):
+        """Metrics of the epochs that a run has finished so far, a dict an epoch; of an unfinished run, too."""
+        for name in ("record.json", "progress.json"):
+            with contextlib.suppress(Damaged):
+                content = read_json(self.path(configuration) / name)
+                if content:
+                    return content["history"]
+        return []
+
     def records(self):
         """Records of those planned runs that are finished."""
         return [record for record in map(self.record, self.plan) if record]
@@ -1897,16 +1928,17 @@ class Runner:
         Raises:
             FileNotFoundError: the run it starts from is not finished.
         """
-        keras.utils.set_random_seed(configuration.seed)
         transform = self.transforms[configuration.transform]
         policy = keras.mixed_precision.dtype_policy()
-        keras.mixed_precision.set_dtype_policy(configuration.precision)
-        try:
-            with self.strategy.scope():
-                model = self.build_model(configuration, transform, pool)
-                model.optimizer.build(model.trainable_variables)
-        finally:
-            keras.mixed_precision.set_dtype_policy(policy)
+        with _building:
+            keras.utils.set_random_seed(configuration.seed)
+            keras.mixed_precision.set_dtype_policy(configuration.precision)
+            try:
+                with self.strategy.scope():
+                    model = self.build_model(configuration, transform, pool)
+                    model.optimizer.build(model.trainable_variables)
+            finally:
+                keras.mixed_precision.set_dtype_policy(policy)
         if configuration.starting_run:
             start = self._finished(configuration, configuration.starting_run)
             moments = self._finished(configuration, configuration.moments_from or configuration.starting_run)
@@ -1943,11 +1975,13 @@ class Runner:
         model.network.load_weights(self.path(configuration) / "network.weights.h5")
         return model
 
-    def train(self, configurations):
+    def train(self, configurations, make_status=LiveStatus):
         """Train those of these runs that are neither finished nor failed, one after the other.
 
         Args:
             configurations: list of Configuration.
+            make_status: LiveStatus, or what makes one of another kind from the same arguments. What it raises ends
+                the training, which goes on from the last finished epoch when it is asked for again.
 
         Returns:
             list of records, in the same order, without the runs that failed; `failure` says why they did.
@@ -1957,7 +1991,7 @@ class Runner:
             OSError: the disk is full, or the folder read-only.
         """
         self.plan += [run for run in configurations if run not in self.plan]
-        status = LiveStatus(
+        status = make_status(
             [self.plan.index(run) + 1 for run in configurations], len(self.plan), configurations, self.data.caption
         )
         records = []
@@ -1985,7 +2019,7 @@ class Runner:
         folder = self.path(configuration)
         while True:
             try:
-                with Lock(folder / "lock.json") as lock:
+                with _one_training(), Lock(folder / "lock.json") as lock:
                     record = intact_or_set_aside(folder / "record.json")
                     failed = intact_or_set_aside(folder / "failure.json")
                     return record or (None if failed else self._train(configuration, status, index, lock))
@@ -1997,7 +2031,8 @@ class Runner:
 
     def _train(self, configuration, status, index, lock):
         folder = self.path(configuration)
-        keras.utils.clear_session()
+        if threading.current_thread() is threading.main_thread():
+            keras.utils.clear_session()  # another thread's has nothing to clear yet, and this one may be in use
         gc.collect()  # models hold reference cycles, and each holds its images
         with self.strategy.scope():
             pool, places = self.data.pool(configuration)
@@ -2586,6 +2621,22 @@ def sample_pictures(data):
     return types.SimpleNamespace(images=data.labeled_images[:10], caption=data.caption, note=note)
 
 
+FLOWING = {"flex_flow": "row wrap"}  # beside each other where there is room, else below
+
+
+def at_strength(transform, strength):
+    """A transform with its third parameter, the strength, at a multiple of its default: a functools.partial."""
+    parameter = list(inspect.signature(transform).parameters.values())[2]
+    return functools.partial(transform, **{parameter.name: strength * parameter.default})
+
+
+def png(figure):
+    """A figure as the bytes of a PNG, for `widgets.Image`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
 def transform_preview(pictures, transforms):
     """Controls that show a transform at a strength of one's choice, live.
 
@@ -2607,20 +2658,17 @@ def transform_preview(pictures, transforms):
     shown = widgets.Image(format="png")
 
     def show(change=None):
-        parameter = list(inspect.signature(transforms[choice.value]).parameters.values())[2]
-        value = strength.value * parameter.default
-        copies = transforms[choice.value](to_unit_range(pictures.images), [draw.value, 0], value)
-        title = f"{choice.value}, {parameter.name} {value:.3g}{pictures.caption}"
-        buffer = io.BytesIO()
-        figure = _pairs(pictures.images / 255, copies.numpy(), title)
-        figure.savefig(buffer)
+        transform = at_strength(transforms[choice.value], strength.value)
+        copies = transform(to_unit_range(pictures.images), [draw.value, 0])
+        ((name, value),) = transform.keywords.items()
+        figure = _pairs(pictures.images / 255, copies.numpy(), f"{choice.value}, {name} {value:.3g}{pictures.caption}")
         plt.close(figure)
-        shown.value = buffer.getvalue()
+        shown.value = png(figure)
 
     for control in (choice, strength, draw):
         control.observe(show, names="value")
     show()
-    return widgets.VBox([widgets.HBox([choice, strength, draw]), shown])
+    return widgets.VBox([widgets.HBox([choice, strength, draw], layout=FLOWING), shown])
 
 
 def stagnation_epoch(history):
@@ -2998,3 +3046,344 @@ def _shown(figure):
     plt.close(figure)  # the cell shows what it returns; an open figure would be shown a second time
     FIGURES[figure.get_suptitle() or figure.axes[0].get_title()] = figure
     return figure
+
+
+# ------------------------------------------------------------------------------- playground
+
+
+class Stopped(Exception):
+    """The reader pressed Stop; what raises it ends a training."""
+
+
+class Watch(LiveStatus):
+    """A status that displays nothing: it tells a panel what happens, and ends the training when asked to.
+
+    Args:
+        report: function of (Watch, note), called about once a second while a run trains, and when it ends or waits.
+        stop: threading.Event; once it is set, the next step raises Stopped.
+        *arguments: as of LiveStatus.
+    """
+
+    def __init__(self, report, stop, *arguments):
+        self.report, self.stop, self.points = report, stop, []
+        super().__init__(*arguments)
+
+    def open(self):
+        return None
+
+    def start(self, index, finished_epochs):
+        super().start(index, finished_epochs)
+        self.points = []  # (updates taken, metrics so far in their epoch), a step each
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.points.append((self.epoch * self.configurations[self.current].steps_per_epoch + batch + 1, logs))
+        self.end_if_asked()
+        super().on_train_batch_end(batch, logs)
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.end_if_asked()
+
+    def say(self, note):
+        super().say(note)
+        self.report(self, note)
+        self.end_if_asked()
+
+    def end_if_asked(self):
+        """Raise Stopped where Stop was pressed."""
+        if self.stop.is_set():
+            raise Stopped
+
+
+def most_unsure(model, images, count=10):
+    """The images that a model is most unsure of: the entropy of the mean of both its predictions is highest.
+
+    Args:
+        model: with `network` and `copies`, such as `Runner.model` makes.
+        images: uint8 (n, height, width, channels), of which copies are made as in every evaluation.
+        count: how many to find.
+
+    Returns:
+        namespace of `places`, int (count,), the most unsure first, `images` and `copies`, float (count, height,
+        width, channels), and `answers`, int (count, 2): the classes predicted for the image and for its copy.
+    """
+    copies, means, answers = [], [], []
+    for batch in evaluation_batches(range(len(images))):
+        originals = to_unit_range(tf.gather(images, batch["positions"]))
+        copies.append(model.copies(originals, batch["seed"], training=False))
+        views = [tf.nn.softmax(model(view, training=False)) for view in (originals, copies[-1])]
+        means.append((views[0] + views[1]) / 2)
+        answers.append(tf.stack([tf.argmax(view, axis=-1) for view in views], axis=-1))
+    places = np.argsort(-tf.map_fn(entropy, tf.concat(means, axis=0)).numpy(), kind="stable")[:count]
+    return types.SimpleNamespace(
+        places=places,
+        images=images[places] / np.float32(255),
+        copies=tf.concat(copies, axis=0).numpy()[places],
+        answers=tf.concat(answers, axis=0).numpy()[places],
+    )
+
+
+def draw_unsure(unsure, labels, classes, title):
+    """Figure of what `most_unsure` found, five to a row, each image over its copy with what each is taken for.
+
+    Args:
+        unsure: as of `most_unsure`.
+        labels: int (count,), of these images.
+        classes: names, by label.
+        title: of the figure.
+    """
+    rows = math.ceil(len(labels) / 5)
+    figure = matplotlib.figure.Figure(figsize=(6, 3 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(2 * rows, 5, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for place, label in enumerate(labels):
+        row, column = divmod(place, 5)
+        for view, pictures in enumerate((unsure.images, unsure.copies)):
+            axis, answer = axes[2 * row + view, column], unsure.answers[place, view]
+            axis.imshow(np.clip(pictures[place], 0, 1))
+            axis.set_title(classes[answer], fontsize=12, color="black" if answer == label else COLORS["SemiCT"])
+        axis.set_xlabel(f"is: {classes[label]}", fontsize=11)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def draw_try(lines, updates, title):
+    """Figure of losses and accuracies by training step.
+
+    Args:
+        lines: list of (name, color, history, steps of an epoch, points): the metrics by epoch, and those within the
+            epochs as of `Watch.points`.
+        updates: steps of the whole training.
+        title: of the figure.
+    """
+    figure = matplotlib.figure.Figure(figsize=(6, 5.8), layout="constrained")
+    panels = {
+        "loss_supervised": "supervised loss (nats)",
+        "loss_consistency": "consistency loss (nats)",
+        "accuracy_clean": "accuracy, images",
+        "accuracy_transformed": "accuracy, copies",
+    }
+    for axis, (metric, label) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items(), strict=True):
+        for name, color, history, steps, points in lines:
+            so_far = [logs[metric] for _, logs in points]
+            mark = "." if len(points) == 1 else None
+            axis.plot([step for step, _ in points], so_far, color=color, alpha=0.35, marker=mark)
+            taken = steps * np.arange(1, len(history) + 1)
+            values = [epoch[f"val_{metric}"] for epoch in history]
+            axis.plot(taken, values, color=color, marker=".", label=f"{name}, validation images")
+        axis.set_title(label, fontsize=12)
+        axis.set_xlim(0, updates)
+        if metric != "loss_supervised":  # which stays far from 0
+            axis.set_ylim(0)
+        if metric.startswith("accuracy"):
+            axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+            axis.set_xlabel("training steps")
+    handles, names = axis.get_legend_handles_labels()
+    handles.append(matplotlib.lines.Line2D([], [], color="gray", alpha=0.5))
+    names.append("training images, mean of the epoch so far")
+    figure.legend(handles, names, loc="outside lower center", frameon=False)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+class Playground:
+    """A panel in which the reader trains small networks with settings of their own.
+
+    A try is two runs: one with the consistency loss and its supervised baseline. They train in a thread, so that the
+    kernel is free to hear of Stop, and are kept like all other runs. Nothing trains before Train is pressed.
+
+    Args:
+        runner: Runner, best one of its own: the transforms at the chosen strengths are added to it.
+        make_runs: function of a choice (namespace of transform, strength, learning_rate, consistency_weight, labeled
+            and epochs) to two Configurations, the try's and the baseline's, with the same name of a transform.
+        labeled: numbers of labels to choose from.
+        settings: as of `read_settings`; where the controls stand at first.
+    """
+
+    PAUSE = 2.0  # seconds at least between two drawings of the curves
+
+    def __init__(self, runner, make_runs, labeled, settings):
+        self.runner, self.make_runs = runner, make_runs
+        self.transforms = dict(runner.transforms)
+        self.tries, self.stop, self.thread = {}, threading.Event(), None
+        wide = {
+            "style": {"description_width": "125px"},
+            "layout": {"width": "370px", "max_width": "94%", "margin": "2px 14px 2px 2px"},
+        }
+        calm = {"continuous_update": False, **wide}
+        self.controls = types.SimpleNamespace(
+            transform=widgets.Dropdown(options=list(self.transforms), description="transform", **wide),
+            strength=widgets.FloatSlider(value=1.0, min=0.0, max=2.0, step=0.05, description="strength", **calm),
+            learning_rate=widgets.FloatLogSlider(
+                value=settings.learning_rate, min=-6, max=-1, step=0.25, description="learning rate", **calm
+            ),
+            consistency_weight=widgets.FloatSlider(
+                value=settings.consistency_weight, max=10.0, step=0.1, description="consistency weight", **calm
+            ),
+            labeled=widgets.SelectionSlider(
+                options=list(labeled), value=labeled[-1], description="number of labels", **calm
+            ),
+            epochs=widgets.IntSlider(value=3, min=1, max=20, description="epochs", **calm),
+        )
+        self.train_button = widgets.Button(description="Train", button_style="primary", icon="play")
+        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
+        self.train_button.on_click(self._pressed_train)
+        self.stop_button.on_click(self._pressed_stop)
+        self.status, self.table = widgets.HTML(), widgets.HTML(layout={"overflow": "auto", "max_width": "100%"})
+        fitting = {
+            "flex": "1 1 300px",
+            "min_width": "0",
+            "max_width": "600px",
+            "margin": "0",
+            "align_self": "flex-start",
+        }
+        fitting["display"] = "none"  # a picture without content looks broken
+        self.curves, self.pictures = (widgets.Image(format="png", layout=fitting) for _ in range(2))
+        self.panel = widgets.VBox(
+            [
+                widgets.HBox(list(vars(self.controls).values()), layout=FLOWING),
+                widgets.HBox([self.train_button, self.stop_button], layout=FLOWING),
+                self.status,
+                widgets.HBox([self.curves, self.pictures], layout=FLOWING),
+                self.table,
+            ]
+        )
+
+    def choice(self):
+        """What the controls say now, a namespace."""
+        values = {name: control.value for name, control in vars(self.controls).items()}
+        for name in ("strength", "learning_rate", "consistency_weight"):
+            values[name] = float(f"{values[name]:.6g}")  # as in `read_settings`
+        return types.SimpleNamespace(**values)
+
+    def _pressed_train(self, button):
+        if self.train_button.disabled:  # a second press that came before the button was grey in the browser
+            return
+        self.train_button.disabled, self.stop_button.disabled = True, False
+        self.stop.clear()
+        self.thread = threading.Thread(target=self._work, args=(self.choice(),), daemon=True)
+        self.thread.start()
+
+    def _pressed_stop(self, button):
+        self.stop.set()
+        self.stop_button.disabled = True
+        self._tell("Stopping: the step under way is the last.")
+
+    def _tell(self, text, wrong=False):
+        color = "#B00020" if wrong else "inherit"
+        self.status.value = f'<div style="color:{color}; line-height:1.4">{html.escape(text)}</div>'
+
+    def _work(self, choice):
+        """Train a try, in the thread. Whatever goes wrong is told in the panel: nobody else would hear of it."""
+        try:
+            self._tell("Building the network; the first step takes longest.")
+            self._tell(self._train(choice))
+        except Exception as error:
+            self._tell(f"{type(error).__name__}: {error}", wrong=True)
+        finally:
+            self.train_button.disabled, self.stop_button.disabled = False, True
+
+    def _train(self, choice):
+        """Train a try and its baseline and show both; returns what is to be told at the end."""
+        began = time.perf_counter()
+        self.runs = run, baseline = self.make_runs(choice)
+        self.runner.transforms[run.transform] = at_strength(self.transforms[choice.transform], choice.strength)
+        self.tries[run.id] = choice, self.runs
+        self.watches = {}  # by the run's id
+        self.pictures.layout.display = "none"
+        self._show_state()
+        try:
+            self.runner.train([run], self._make_watch)
+            self._show_unsure(run)
+            self._show_state()
+            self.runner.train([baseline], self._make_watch)
+            end = f"Done in {duration(time.perf_counter() - began)}."
+        except Stopped:
+            end = "Stopped. With the same settings Train goes on from the last finished epoch."
+            self._tell(end)  # at once: the pictures take a second or two
+            if baseline.id not in self.watches:
+                self._show_unsure(run)
+        self._show_state()
+        failed = list(filter(None, map(self.runner.failure, self.runs)))
+        if failed:
+            raise NotFinite("; ".join(failed))
+        return end
+
+    def _make_watch(self, *arguments):
+        watch = Watch(self._report, self.stop, *arguments)
+        self.watches[watch.configurations[0].id] = watch
+        return watch
+
+    def _report(self, watch, note):
+        _, title, epoch, losses, *_ = watch.rows[0]
+        numbers = f", loss {losses}" if losses else ""
+        self._tell(f"{title}: epoch {epoch}{numbers}, {note}" if watch.model else f"{title} {note}")
+        if time.perf_counter() - self.drawn_at > self.PAUSE:
+            self._show_curves()
+
+    def _show_state(self):
+        self._show_curves()
+        self._show_table()
+
+    def _show_curves(self):
+        lines = []
+        for name, run in zip(("this try", "supervised baseline"), self.runs, strict=True):
+            points = self.watches[run.id].points if run.id in self.watches else ()
+            lines.append((name, COLORS[run.method], self.runner.history(run), run.steps_per_epoch, points))
+        total = run.epochs * run.steps_per_epoch
+        choice, _ = self.tries[self.runs[0].id]
+        title = (
+            "{transform} at {strength:g}, rate {learning_rate:.2g}, weight {consistency_weight:g}, {labeled:,} labels"
+        )
+        self._show(self.curves, draw_try(lines, total, title.format(**vars(choice)) + self.runner.data.caption))
+        self.drawn_at = time.perf_counter()
+
+    def _show_unsure(self, run):
+        """Show what the try's network is least sure of: the finished one, or the one that was just stopped."""
+        if self.runner.record(run):
+            model, steps = self.runner.trained(run), run.epochs * run.steps_per_epoch
+        elif self.watches[run.id].points and not self.runner.failure(run):
+            model, steps = self.watches[run.id].model, self.watches[run.id].points[-1][0]
+        else:  # no step was taken, or the weights are no longer numbers
+            return
+        data = self.runner.data
+        unsure = most_unsure(model, data.test_images[: run.test])
+        title = f"Least sure of these after {steps:,} steps, image over copy\n(wrong answers in colour){data.caption}"
+        self._show(self.pictures, draw_unsure(unsure, data.test_labels[unsure.places], data.classes, title))
+
+    def _show(self, image, figure):
+        image.value = png(figure)
+        image.layout.display = ""
+
+    def _show_table(self):
+        rows = []
+        for choice, runs in self.tries.values():
+            run = runs[0]
+            histories = [self.runner.history(one) for one in runs]
+            ends = [history[-1] if history else {} for history in histories]
+            done = [
+                len(history) * one.steps_per_epoch / run.steps_per_epoch
+                for history, one in zip(histories, runs, strict=True)
+            ]
+            cells = [
+                " | ".join(f"{end[name]:.1%}" if end else "–" for end in ends)
+                for name in ("val_accuracy_clean", "val_accuracy_transformed")
+            ]
+            rows.append(
+                (
+                    choice.transform,
+                    f"{choice.strength:g}",
+                    f"{choice.learning_rate:.2g}",
+                    f"{choice.consistency_weight:g}",
+                    f"{choice.labeled:,}",
+                    " | ".join(f"{epochs:.3g}" for epochs in done) + f" of {run.epochs}",
+                    *cells,
+                )
+            )
+        header = ("transform", "strength", "rate", "weight", "labels", "epochs done", "images", "copies")
+        caption = f"Your tries: try | baseline, accuracy on the validation images{self.runner.data.caption}"
+        self.table.value = (
+            "<style>.tries {line-height: 1.6} .tries :is(td, th) {padding-right: 14px; white-space: nowrap}</style>"
+            f'<div class="tries">{html.escape(caption)}{Table(header, rows)._repr_html_()}</div>'
+        )
