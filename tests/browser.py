@@ -24,6 +24,7 @@ INSTALL = "Install what is missing: apt-get install chromium chromium-driver; pi
 SWITCHES = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
+    "--disable-dev-shm-usage",  # that folder is small in containers, and the page is long
 )
 LAB_SETTINGS = {
     # Every cell in the page, also those out of sight: the checks look at them all.
@@ -34,7 +35,7 @@ WIDE, NARROW = (1280, 1600), (420, 1600)  # pixels: a computer's window, a phone
 
 try:
     from selenium import webdriver
-    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import Select
@@ -316,7 +317,8 @@ def main():
                 print("the playground trains, draws, stops and lists the tries", flush=True)
                 page.pictures()
             except BaseException:
-                page.shoot("failure")
+                with contextlib.suppress(WebDriverException):  # where the browser itself has ended
+                    page.shoot("failure")
                 raise
 
 
