@@ -2825,6 +2825,8 @@ def show_shares(records, title):
             epoch is shown as step 0.
         title: of the figure.
     """
+    if not records:
+        return Table((), [], f"{title}: no record of these runs is in results/")
     panels = {"val_loss_supervised": "supervised loss (nats)", "val_accuracy": "accuracy"}
     starts = {record["id"]: record for record in records.values()}
     ways = {key: record for key, record in records.items() if record["configuration"]["starting_run"]}
@@ -2902,7 +2904,8 @@ def show_survival(records, panels, title):
                 axis.plot(steps, losses, color=color, linewidth=1.2, alpha=0.8, label=label)
         axis.axhline(0.9 * math.log(1e7), color="gray", linestyle=":", linewidth=1)
         axis.set(title=heading, ylim=(0, 16))
-        axis.legend(frameon=False, fontsize=8)
+        if axis.lines[:-1]:  # without results/ there is nothing to name, and Matplotlib would warn
+            axis.legend(frameon=False, fontsize=8)
     for axis in axes[:, 0]:
         axis.set_ylabel("supervised loss (nats)")
     for axis in axes[1]:

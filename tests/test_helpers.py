@@ -689,6 +689,7 @@ def test_continuations_are_shown_from_where_they_start():
         [(line.get_label(), line.get_xdata().tolist(), list(line.get_ydata())) for line in axis.lines] for axis in axes
     ]
     assert lines[0] == [("half", [0, 5, 10], [2, 3, 4])] and lines[1] == [("few", [0, 5], [2, 5])]
+    assert "no record" in repr(helpers.show_shares({}, "title"))
     assert lines[2][0][2] == [0.2, 0.3, 0.4] and [axis.get_title() for axis in axes[:2]] == ["noise", "shift"]
 
 
