@@ -24,7 +24,6 @@ INSTALL = "Install what is missing: apt-get install chromium chromium-driver; pi
 SWITCHES = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
-    "--disable-dev-shm-usage",  # that folder is small in containers, and the page is long
 )
 LAB_SETTINGS = {
     # Every cell in the page, also those out of sight: the checks look at them all.
