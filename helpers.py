@@ -3047,8 +3047,30 @@ FIGURES = {}  # every figure that a cell showed, by its title, for `export`
 
 def _shown(figure):
     plt.close(figure)  # the cell shows what it returns; an open figure would be shown a second time
-    FIGURES[figure.get_suptitle() or figure.axes[0].get_title()] = figure
+    FIGURES[_title(figure)] = figure
+    shell = get_ipython()
+    if shell:  # anew each time: Matplotlib's own way to show figures is set with the first of them
+        shell.display_formatter.formatters["image/png"].for_type(matplotlib.figure.Figure, _described)
     return figure
+
+
+def _title(figure):
+    return figure.get_suptitle() or figure.axes[0].get_title()
+
+
+def _described(figure):
+    return png(figure), {"alt": alternative_text(figure)}
+
+
+def alternative_text(figure):
+    """What a figure shows, for who cannot see it: its title, and what its panels and lines are."""
+    panels, lines = {}, {}
+    for axis in figure.axes:
+        names = (axis.get_title(), axis.get_ylabel(), axis.get_xlabel() and f"by {axis.get_xlabel()}")
+        panels |= dict.fromkeys(filter(None, [" ".join(filter(None, names))]))
+        lines |= dict.fromkeys(name for name in axis.get_legend_handles_labels()[1])
+    parts = [_title(figure), panels and f"Panels: {'; '.join(panels)}", lines and f"Lines: {'; '.join(lines)}"]
+    return ". ".join(filter(None, parts)).replace("\n", " ") + "."
 
 
 # ------------------------------------------------------------------------------- playground

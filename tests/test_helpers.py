@@ -630,6 +630,19 @@ def test_figures_say_what_they_show(data, record, method):
     assert figures[2].axes[0].get_xlabel() == "epoch" and "nats" in figures[2].axes[0].get_ylabel()
 
 
+def test_figures_have_alternative_texts(record, monkeypatch):
+    registered = {}
+    shell = types.SimpleNamespace(for_type=registered.__setitem__)
+    formatters = types.SimpleNamespace(formatters={"image/png": shell})
+    monkeypatch.setattr(helpers, "get_ipython", lambda: types.SimpleNamespace(display_formatter=formatters))
+    figure = helpers.show_curves([record], "Some curves")
+    picture, told = registered[type(figure)](figure)
+    assert picture.startswith(b"\x89PNG")
+    assert told["alt"] == (
+        "Some curves. Panels: SemiC, shift loss (nats) by epoch; accuracy by epoch. Lines: training; validation."
+    )
+
+
 def test_the_curve_table_reads_the_curves(record):
     losses = [1.0, 0.4, 0.7]
     epochs = [dict.fromkeys(EPOCH, 0.5) | {"val_loss": loss} for loss in losses]

@@ -32,6 +32,7 @@ def test_the_committed_notebook_was_executed_in_order_without_an_error(code):
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) >= 9
+    assert all(output.metadata["image/png"]["alt"].endswith(".") for output in pictures)
 
 
 def test_the_committed_notebook_is_small_portable_and_shows_no_cifar10(committed, code):
