@@ -21,10 +21,14 @@ SHOTS ?= runs/browser
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-# CIFAR-10 lies beside the project on the machines where it is developed; elsewhere Keras downloads it.
-SHARED_DATA := $(abspath $(wildcard ../shared/cifar10.npz))
-ifneq ($(SHARED_DATA),)
-export CIFAR10_NPZ ?= $(SHARED_DATA)
+# The data sets lie beside the project on the machines where it is developed; elsewhere they are downloaded.
+SHARED_CIFAR10 := $(abspath $(wildcard ../shared/cifar10.npz))
+ifneq ($(SHARED_CIFAR10),)
+export CIFAR10_NPZ ?= $(SHARED_CIFAR10)
+endif
+SHARED_ISBI2012 := $(abspath $(wildcard ../shared/isbi2012_em.npz))
+ifneq ($(SHARED_ISBI2012),)
+export ISBI2012_NPZ ?= $(SHARED_ISBI2012)
 endif
 
 .PHONY: run test notebook bench faults records browser colab lint clean

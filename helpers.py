@@ -9,6 +9,7 @@ runs that can be resumed, tables, figures and widgets.
 
 import ast
 import collections
+import concurrent.futures
 import contextlib
 import csv
 import dataclasses
@@ -19,6 +20,7 @@ import functools
 import gc
 import hashlib
 import html
+import http.client
 import importlib.metadata
 import inspect
 import io
@@ -36,6 +38,7 @@ import textwrap
 import threading
 import time
 import types
+import urllib.request
 import uuid
 import zlib
 
@@ -121,6 +124,7 @@ METRICS = (
     "largest_class",
     "prediction_entropy",
 )
+OVERLAPS = ("dice", "iou")  # of networks that predict a class for every pixel
 
 # Okabe and Ito's palette, which stays apart for colour-blind readers: one colour a method, throughout.
 COLORS = {
@@ -236,14 +240,14 @@ def give_to_all(strategy, batches):
 
 
 def own_share(*tensors):
-    """This device's part of a batch: with k devices every k-th image, with one all of them.
+    """This device's part of a batch: with k devices every k-th image, with one all of them; None stays None.
 
     To be called in a training or test step. Images are fetched and transformed before, whole batches on every
     device, which costs next to nothing and makes the result the same for any number of devices.
     """
     context = tf.distribute.get_replica_context()
     first, step = context.replica_id_in_sync_group, context.num_replicas_in_sync
-    return [tensor[first::step] for tensor in tensors]
+    return [tensor if tensor is None else tensor[first::step] for tensor in tensors]
 
 
 def sum_over_devices(value):
@@ -258,8 +262,8 @@ def share_of_mean(values, weights):
     own means would be wrong wherever labelled images are spread unevenly.
 
     Args:
-        values: float (n,), of the device's own images.
-        weights: float (n,).
+        values: float (n,), or for every pixel (n, h, w), of the device's own images.
+        weights: of the same shape.
     """
     return tf.math.divide_no_nan(tf.reduce_sum(values * weights), sum_over_devices(tf.reduce_sum(weights)))
 
@@ -538,11 +542,21 @@ def load_data(preset, path=None):
         return "shapes", generate_shapes()
 
 
+# What the classes of a data set are called, and what a title must say where the data are generated ones.
+DATASETS = {
+    "cifar10": (CLASSES, ""),
+    "shapes": (SHAPES, " — generated shapes, not CIFAR-10"),
+    "isbi2012": (("cell", "membrane"), ""),
+    "phantom": (("background", "lungs", "heart", "clavicles"), " — generated chest phantom, not ISBI 2012"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """The four subsets of section 2 (row 11 of the released code's observations gives the ranges).
 
-    Images are uint8 (n, 32, 32, 3), labels int32 (n,). The unlabelled images come without labels.
+    Images are uint8 (n, height, width, channels), labels int32 (n,), or of every pixel (n, height, width). The
+    unlabelled images come without labels.
     """
 
     name: str
@@ -558,13 +572,13 @@ class Split:
 
     @property
     def caption(self):
-        """What a title must say where the images are not CIFAR-10."""
-        return "" if self.name == "cifar10" else " — generated shapes, not CIFAR-10"
+        """What a title must say where the images are generated ones."""
+        return DATASETS[self.name][1]
 
     @property
     def classes(self):
-        """Names of the ten classes, by label."""
-        return CLASSES if self.name == "cifar10" else SHAPES
+        """Names of the classes, by label."""
+        return DATASETS[self.name][0]
 
     def pool(self, configuration):
         """All images that a run needs, on the device, and which of them are for what.
@@ -590,20 +604,21 @@ class Split:
                     f"The run asks for {wanted} {subset} images and the split has {there}: lower it, or load more."
                 )
             images.append(getattr(self, f"{subset}_images")[:wanted])
-            labels.append(np.full(wanted, -1) if subset == "unlabeled" else getattr(self, f"{subset}_labels")[:wanted])
+            nothing = np.full((wanted, *self.labeled_labels.shape[1:]), -1)
+            labels.append(nothing if subset == "unlabeled" else getattr(self, f"{subset}_labels")[:wanted])
             places[use] = range(places[use].start if use in places else begin, begin + wanted)
             begin += wanted
         return ImagePool(np.concatenate(images), np.concatenate(labels)), places
 
 
 class ImagePool:
-    """Images and labels that stay on the device, to be fetched there by position.
+    """Images and labels, or maps of labels, that stay on the device, to be fetched there by position.
 
     As variables: of those TensorFlow can gather single bytes on a GPU, of constants it cannot.
 
     Args:
         images: uint8 (n, height, width, channels), 0 ... 255.
-        labels: int (n,), -1 for an unlabelled image, at most 127.
+        labels: int (n,) or (n, height, width), -1 for an unlabelled image, at most 127.
     """
 
     def __init__(self, images, labels):
@@ -611,7 +626,7 @@ class ImagePool:
         self.labels = tf.Variable(labels.astype(np.int8), trainable=False)
 
     def fetch(self, positions):
-        """Images, float32 (k, height, width, channels), 0 ... 1, and labels, int32 (k,), at `positions`, int (k,)."""
+        """Images, float32 (k, height, width, channels), 0 ... 1, and labels, int32 (k, ...), at `positions` (k,)."""
         return to_unit_range(tf.gather(self.images, positions)), tf.cast(tf.gather(self.labels, positions), tf.int32)
 
 
@@ -710,6 +725,163 @@ def split_table(data, ranges):
     )
 
 
+# ------------------------------------------------------------------------- data of section 14
+
+MEMBRANES = "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane"
+MEMBRANE_FOLDERS = {"images": "train/image", "cells": "train/label", "unlabeled": "test"}
+MEMBRANE_DIGESTS = {
+    "images": "200da3d452d726e6c9ca1ce04b869d4edb727320d23b516d01cce707dc8c4760",
+    "cells": "89f2ecfaeb1dbd44a0d910585f3daf032de9f385138cfbac851c68a1162fd57f",
+    "unlabeled": "1b58fa7ec1d0ff9d39a855622db3ff66a97863036339b0d04be51b2f5a99b0e9",
+}
+
+
+def load_membranes(path=None):
+    """Load the electron-microscopy images of ISBI 2012: from `path`, else ISBI2012_NPZ, else by a download.
+
+    Downloaded are 90 pictures of the public copy in zhixuhao/unet, 15 MB; they are kept beside Keras's data sets.
+
+    Args:
+        path: an .npz file with the arrays below.
+
+    Returns:
+        dict of uint8 arrays (30, 512, 512): `images`, `cells` (1 inside of a cell, 0 on a membrane), `unlabeled`.
+
+    Raises:
+        FileNotFoundError: the named file does not exist.
+        ValueError: the file is not such an .npz, or these are not the arrays of that set.
+        OSError: nothing was named and the download failed.
+    """
+    source = path or os.environ.get("ISBI2012_NPZ")
+    if source and not pathlib.Path(source).is_file():
+        raise FileNotFoundError(f"There is no file {source}; ISBI2012_NPZ (or path) must name an .npz of ISBI 2012.")
+    kept = pathlib.Path.home() / ".keras" / "datasets" / "isbi2012_em.npz"
+    source = source or (kept if kept.is_file() else None)
+    if not source:
+        arrays = _download_membranes()
+    else:
+        try:
+            with np.load(source, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in MEMBRANE_FOLDERS}
+        except Exception as error:  # np.load raises half a dozen types on a damaged file
+            raise ValueError(f"{source} is not a readable .npz with {', '.join(MEMBRANE_FOLDERS)}: {error}") from error
+    for name, array in arrays.items():
+        if _checksum(np.ascontiguousarray(array).tobytes()) != MEMBRANE_DIGESTS[name]:
+            raise ValueError(
+                f"{name} in {source or MEMBRANES} are not those of ISBI 2012 as used here: another digest."
+            )
+    if not source:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_bytes(kept, buffer.getvalue())
+    return arrays
+
+
+def _download_membranes():
+    print("Downloading the images of ISBI 2012, 15 MB.")
+
+    def picture(address):
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            return tf.io.decode_png(answer.read(), channels=1).numpy()[..., 0]
+
+    arrays = {}
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for name, folder in MEMBRANE_FOLDERS.items():
+                addresses = [f"{MEMBRANES}/{folder}/{number}.png" for number in range(30)]
+                arrays[name] = np.stack(list(pool.map(picture, addresses)))
+    except (OSError, http.client.HTTPException, tf.errors.OpError) as error:
+        raise OSError(f"ISBI 2012 could not be downloaded: {error}") from error
+    arrays["cells"] = (arrays["cells"] > 127).astype(np.uint8)
+    return arrays
+
+
+def generate_phantoms(count, size=256, seed=0):
+    """Generate chest X-rays, very roughly: lungs, heart and clavicles as deformed ellipses, with noise.
+
+    Args:
+        count: how many.
+        size: height and width in pixels.
+        seed: of the generator.
+
+    Returns:
+        uint8 images (count, size, size), and labels (count, size, size): 0 background, 1 lungs, 2 heart, 3 clavicles.
+    """
+    random = np.random.default_rng(seed)
+    grid = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    organs = (  # class, brightness, centre (down, across), half axes, turned by (radians)
+        *((1, 60, (0.0, side * 0.42), (0.62, 0.28), side * 0.1) for side in (-1, 1)),
+        (2, 190, (0.3, 0.1), (0.3, 0.26), 0.6),
+        *((3, 215, (-0.66, side * 0.4), (0.045, 0.36), side * 0.2) for side in (-1, 1)),
+    )
+    images, labels = [], []
+    for _ in range(count):
+        bend = scipy.ndimage.gaussian_filter(random.standard_normal((2, size, size)), (0, size / 8, size / 8))
+        places = grid + 0.06 * bend / bend.std()
+        picture, label = np.full((size, size), 140.0), np.zeros((size, size), np.uint8)
+        for number, brightness, center, axes, turned in organs:
+            down, across = places - (np.array(center) + random.normal(0, 0.03, 2))[:, None, None]
+            turned += random.normal(0, 0.08)
+            along = np.stack(
+                [down * np.cos(turned) - across * np.sin(turned), down * np.sin(turned) + across * np.cos(turned)]
+            )
+            within = np.sum((along / (np.array(axes) * random.normal(1, 0.08, 2))[:, None, None]) ** 2, axis=0) < 1
+            picture[within], label[within] = brightness + random.normal(0, 12), number
+        picture = scipy.ndimage.gaussian_filter(picture, size / 128) + random.normal(0, 28, (size, size))
+        images.append(picture.clip(0, 255).astype(np.uint8))
+        labels.append(label)
+    return np.stack(images), np.stack(labels)
+
+
+def load_segmentation(order, path=None, shrink=2):
+    """Images with a class for every pixel, in four subsets: ISBI 2012, or where it cannot be had, chest phantoms.
+
+    Split by image: of the 30 images with labels, `order` names the ones whose labels may be used and the ones for
+    validation and test; the others lose their labels and join the unlabelled ones.
+
+    Args:
+        order: dict of "labeled", "validation" and "test" to numbers of images, the most wanted first.
+        path: as for `load_membranes`.
+        shrink: height and width are divided by it, by the mean of the pixels and the class of most of them.
+
+    Returns:
+        Split.
+
+    Raises:
+        ValueError: an image is named twice, or as for `load_membranes`.
+        FileNotFoundError: as for `load_membranes`.
+    """
+    named = [number for numbers in order.values() for number in numbers]
+    if len(set(named)) != len(named):
+        raise ValueError(f"order is {order}; it must name no image twice.")
+    try:
+        arrays, name = load_membranes(path), "isbi2012"
+        images = _shrunk(np.concatenate([arrays["images"], arrays["unlabeled"]]), shrink).round().astype(np.uint8)
+        labels = (_shrunk(arrays["cells"], shrink) <= 0.5).astype(np.int32)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        print(f"{error}\nGoing on with a GENERATED CHEST PHANTOM. Nothing below is a result on ISBI 2012.")
+        name, (images, labels) = "phantom", generate_phantoms(60, 512 // shrink)
+        labels = labels[:30].astype(np.int32)
+    subsets = {subset: np.array(numbers) for subset, numbers in order.items()}
+    others = np.setdiff1d(np.arange(len(images)), named)
+    kept = {
+        f"{subset}_{kind}": values[numbers]
+        for subset, numbers in subsets.items()
+        for kind, values in (("images", images[..., None]), ("labels", labels))
+    }
+    counts = {subset: np.bincount(labels[numbers].ravel()) for subset, numbers in subsets.items()}
+    digest = f"{zlib.crc32(labels.tobytes(), zlib.crc32(images.tobytes(), zlib.crc32(repr(order).encode()))):08x}"
+    return Split(name=name, unlabeled_images=images[others][..., None], class_counts=counts, digest=digest, **kept)
+
+
+def _shrunk(pictures, factor):
+    count, height, width = pictures.shape
+    return pictures.reshape(count, height // factor, factor, width // factor, factor).mean(axis=(2, 4))
+
+
 # ------------------------------------------------------------------------------- transforms
 
 
@@ -750,56 +922,79 @@ def _spline_prefilter(length):
     return scipy.ndimage.spline_filter1d(np.eye(length), axis=0, order=3, mode="mirror").astype(np.float32)
 
 
-def displacement_field(grids, height, width):
-    """Spread a few control points' displacements over all pixels, smoothly, as elasticdeform does.
+def pixel_grid(height, width):
+    """Centres of a picture's pixels, (row, column) in pixels: float64 (height, width, 2)."""
+    return tf.constant(np.stack(np.mgrid[:height, :width], axis=-1), tf.float64)
+
+
+def affine_points(maps, points):
+    """Points after an affine map each: (n, 2, 3) and (n or 1, h, w, 2) to float64 (n, h, w, 2)."""
+    maps, points = tf.cast(maps, tf.float64)[:, None, None], tf.cast(points, tf.float64)
+    return tf.reduce_sum(maps[..., :2] * points[..., None, :], axis=-1) + maps[..., 2]
+
+
+def smooth_displacements(grids, points, height, width):
+    """Displacements at any points, spread smoothly from those of a few control points, as elasticdeform does.
 
     Args:
-        grids: (n, 2, rows, columns), displacements (down, across) in pixels at control points that
-            span the picture from corner to corner, at least two along either side.
+        grids: (n, 2, rows, columns), displacements (down, across) in pixels at control points that span a picture
+            from corner to corner, at least three along either side.
+        points: (n, h, w, 2), (row, column) in this picture, in pixels; those outside get what the border has.
         height: of the picture.
         width: of the picture.
 
     Returns:
-        float64 (n, height, width, 2), for `cubic_warp`.
+        float64 (n, h, w, 2).
     """
-
-    def spread(pixels, points):
-        places = np.linspace(0, points - 1, pixels)[None]
-        unit = np.eye(points)
-        return np.stack([scipy.ndimage.map_coordinates(row, places, order=3, mode="mirror") for row in unit], axis=1)
-
-    down, across = spread(height, grids.shape[2]), spread(width, grids.shape[3])
-    return tf.einsum("hi,ndij,wj->nhwd", down, tf.cast(grids, tf.float64), across)
+    scale = [(grids.shape[2] - 1) / (height - 1), (grids.shape[3] - 1) / (width - 1)]
+    places = tf.cast(points, tf.float64) * tf.constant(scale, tf.float64)
+    return tf.cast(cubic_sample(tf.transpose(grids, [0, 2, 3, 1]), places), tf.float64)
 
 
-@tf.function(jit_compile=platform.system() == "Linux")  # elsewhere XLA is missing for some devices
-def cubic_warp(images, maps, displacements=None):
-    """Warp each image by its own map, by cubic splines, 0 where the map leaves the picture.
+def inside(points, height, width):
+    """Whether points (..., 2), (row, column), lie in a picture or on its border pixels' centres: bool (...)."""
+    return tf.reduce_all((points >= 0) & (points <= tf.constant([height - 1, width - 1], points.dtype)), axis=-1)
 
-    The same as `elasticdeform.deform_grid(order=3, mode="constant")` (section 2, Transformations),
-    for a whole batch, on the device, and differentiable: the spline prefilter along an axis is a
-    linear map, so it is one matrix product; then come 16 weighted taps an output pixel.
+
+def nearest_sample(labels, points, outside=-1):
+    """Labels of the pixels that are nearest to some points.
+
+    Args:
+        labels: int (n, height, width).
+        points: (n, h, w, 2), (row, column) in pixels.
+        outside: what a point outside of the picture gets.
+
+    Returns:
+        int (n, h, w).
+    """
+    height, width = labels.shape[1:]
+    last = tf.constant([height - 1, width - 1], points.dtype)
+    nearest = tf.cast(tf.round(tf.clip_by_value(points, tf.zeros_like(last), last)), tf.int32)
+    found = tf.gather_nd(labels, nearest, batch_dims=1)
+    return tf.where(inside(points, height, width), found, tf.cast(outside, labels.dtype))
+
+
+COMPILED = platform.system() == "Linux"  # elsewhere XLA is missing for some devices
+
+
+@tf.function(jit_compile=COMPILED)
+def cubic_sample(images, points):
+    """Values of each image at points between its pixels, by cubic splines.
+
+    The spline prefilter along an axis is a linear map, so it is one matrix product; then come 16 weighted taps a
+    point. Differentiable with respect to the images.
 
     Args:
         images: (n, height, width, channels), floating point, each side at least 3 pixels.
-        maps: (n, 2, 3), from output to input: input = map[:, :2] @ (row, column) + map[:, 2], in
-            pixels, (0, 0) being the centre of the first pixel. Taken in float64, so that round-off
-            does not push a point on the border out of the picture.
-        displacements: (n, height, width, 2), added to what the map gives for each output pixel; none
-            by default. `displacement_field` makes them from a few control points.
+        points: (n, h, w, 2), (row, column) in pixels, (0, 0) being the centre of the first pixel. A point outside
+            gets the value of the nearest one on the border.
 
     Returns:
-        the warped images, of the shape and type of `images`.
+        (n, h, w, channels), of the type of `images`.
     """
     _, height, width, channels = images.shape
-    count = tf.shape(images)[0]
-    grid = np.stack([*np.mgrid[:height, :width], np.ones((height, width))], axis=-1)
-    points = tf.einsum("nij,hwj->nhwi", tf.cast(maps, tf.float64), tf.constant(grid))
-    if displacements is not None:
-        points += tf.cast(displacements, tf.float64)
     last = tf.constant([height - 1, width - 1], tf.float64)
-    inside = tf.reduce_all((points >= 0) & (points <= last), axis=-1, keepdims=True)
-    points = tf.clip_by_value(points, tf.zeros_like(last), last)
+    points = tf.clip_by_value(tf.cast(points, tf.float64), tf.zeros_like(last), last)
     corner = tf.floor(points)
     fraction = tf.cast(points - corner, tf.float32)
     row, column = tf.unstack(tf.cast(corner, tf.int32), axis=-1)
@@ -810,14 +1005,41 @@ def cubic_warp(images, maps, displacements=None):
     # Four neighbours in a row side by side, so that one gather fetches them together.
     windows = tf.concat([coefficients[:, :, k : k + width] for k in range(4)], axis=-1)
     windows = tf.reshape(windows, [-1, 4 * channels])
-    first = tf.range(count)[:, None, None] * (height + 3)
+    first = tf.range(tf.shape(images)[0])[:, None, None] * (height + 3)
     weights_down, weights_across = (_spline_weights(fraction[..., axis, None]) for axis in (0, 1))
-    warped = 0.0
+    sampled = 0.0
     for down in range(4):
         taps = tf.gather(windows, (first + row + down) * width + column)
         across = sum(weights_across[k] * taps[..., k * channels : (k + 1) * channels] for k in range(4))
-        warped += weights_down[down] * across
-    return tf.cast(tf.where(inside, warped, 0.0), images.dtype)
+        sampled += weights_down[down] * across
+    return tf.cast(sampled, images.dtype)
+
+
+@tf.function(jit_compile=COMPILED)
+def cubic_warp(images, maps, displacements=None):
+    """Warp each image by its own map, by cubic splines, 0 where the map leaves the picture.
+
+    The same as `elasticdeform.deform_grid(order=3, mode="constant")` (section 2, Transformations),
+    for a whole batch, on the device, and differentiable: see `cubic_sample`.
+
+    Args:
+        images: (n, height, width, channels), floating point, each side at least 3 pixels.
+        maps: (n, 2, 3), from output to input: input = map[:, :2] @ (row, column) + map[:, 2], in
+            pixels, (0, 0) being the centre of the first pixel. Taken in float64, so that round-off
+            does not push a point on the border out of the picture.
+        displacements: (n, height, width, 2), added to what the map gives for each output pixel; none
+            by default. `smooth_displacements` makes them from a few control points.
+
+    Returns:
+        the warped images, of the shape and type of `images`.
+    """
+    images = tf.convert_to_tensor(images)  # of a variable, the function that is called below would keep hold
+    _, height, width, _ = images.shape
+    points = affine_points(maps, pixel_grid(height, width)[None])
+    if displacements is not None:
+        points += tf.cast(displacements, tf.float64)
+    warped = cubic_sample(images, points)
+    return tf.where(inside(points, height, width)[..., None], warped, tf.zeros([], images.dtype))
 
 
 def elasticdeform_warp(images, maps):
@@ -921,44 +1143,65 @@ class DistributionMean(keras.metrics.Metric):
         name: of the metric.
     """
 
-    def __init__(self, summary, classes=10, name=None):
+    def __init__(self, summary, classes, name=None):
         super().__init__(name=name)
         self.summary = summary
         self.total = self.add_weight(shape=(classes,), initializer="zeros", name="total")
 
     def update_state(self, distributions):
-        """Add distributions, float (n, classes)."""
-        self.total.assign_add(tf.reduce_sum(distributions, axis=0))
+        """Add distributions, float (..., classes)."""
+        self.total.assign_add(tf.reduce_sum(tf.reshape(distributions, [-1, self.total.shape[0]]), axis=0))
 
     def result(self):
         return self.summary(tf.math.divide_no_nan(self.total.value, tf.reduce_sum(self.total.value)))
 
 
-class MeasuredModel(keras.Model):
-    """A Keras model that reports METRICS, whatever its loss.
+class Dice(keras.metrics.IoU):
+    """The Dice coefficient by the counts of all pixels so far, mean over the target classes (arguments as of IoU)."""
 
-    `measured` is a dict of each name in METRICS to its `keras.metrics.Metric`.
+    def result(self):
+        counts = keras.ops.convert_to_tensor(self.total_cm)
+        sizes = keras.ops.sum(counts, axis=0) + keras.ops.sum(counts, axis=1)
+        dice = 2 * keras.ops.diagonal(counts) / keras.ops.maximum(sizes, 1)
+        return keras.ops.mean(keras.ops.take(dice, list(self.target_class_ids)))
+
+
+class MeasuredModel(keras.Model):
+    """A Keras model that reports METRICS, whatever its loss, and OVERLAPS where it predicts a class for every pixel.
+
+    `measured` is a dict of each name to its `keras.metrics.Metric`.
+
+    Args:
+        network: of images to logits, (n, classes) or (n, h, w, classes), the first class being the background.
     """
 
-    def __init__(self):
+    def __init__(self, network):
         super().__init__()
-        summaries = {"largest_class": tf.reduce_max, "prediction_entropy": entropy}
+        classes, summaries = network.output_shape[-1], {"largest_class": tf.reduce_max, "prediction_entropy": entropy}
+        self.network = network
         self.measured = {
-            name: DistributionMean(summaries[name], name=name) if name in summaries else keras.metrics.Mean(name=name)
+            name: DistributionMean(summaries[name], classes, name)
+            if name in summaries
+            else keras.metrics.Mean(name=name)
             for name in METRICS
         }
-        self.built = True  # subclasses hold a network that is; there is nothing else to build
+        if len(network.output_shape) > 2:
+            self.measured |= {
+                name: kind(num_classes=classes, target_class_ids=range(1, classes), name=name)
+                for name, kind in zip(OVERLAPS, (Dice, keras.metrics.IoU), strict=True)
+            }
+        self.built = True  # the network is; there is nothing else to build
 
     def update_metrics(self, total, measures):
         """Take up a step's measures.
 
         Args:
             total: float (), this device's share of the total loss; the shares of all devices add up to it.
-            measures: dict of each name in METRICS but `loss` to what its `update_state` takes: values (n,) and
-                weights (n,) or, of a DistributionMean, distributions (n, classes).
+            measures: dict of the name of every metric but `loss` to what its `update_state` takes: values and weights
+                (n,) or, for every pixel, (n, h, w); of a DistributionMean, distributions (..., classes).
 
         Returns:
-            dict of each name in METRICS to its value so far.
+            dict of each metric's name to its value so far.
         """
         everything = tf.ones(tf.shape(measures["loss_consistency"][0]))
         total_loss = everything * sum_over_devices(total)
@@ -2081,7 +2324,7 @@ class Runner:
         lock.check()
         weights = save_weights(model.network, folder / "network.weights.h5")
         record = known | {
-            "metrics": {name: float(metrics[name]) for name in METRICS},
+            "metrics": {name: float(value) for name, value in metrics.items()},
             "history": checkpoint.history,
             "seconds": checkpoint.seconds,
             "files": checkpoint.files | {"network.weights.h5": weights},
@@ -2126,9 +2369,11 @@ RUN_COLUMNS = (
     *("id", "fingerprint", "recipe", "preset"),
     *(field.name for field in dataclasses.fields(Configuration)),
     *METRICS,
+    *OVERLAPS,
     *("seconds", "device", "cores", "python", "tensorflow", "keras", "numpy", "elasticdeform", "date"),
 )
-CURVE_COLUMNS = ("id", "fingerprint", "epoch", *METRICS, *(f"val_{name}" for name in METRICS))
+CURVE_METRICS = (*METRICS, *OVERLAPS)
+CURVE_COLUMNS = ("id", "fingerprint", "epoch", *CURVE_METRICS, *(f"val_{name}" for name in CURVE_METRICS))
 
 
 class Table:
@@ -2430,7 +2675,7 @@ def shipped_records(make_runs):
     rows = {row["id"]: row for row in shipped("runs.csv") or ()}
     curves = collections.defaultdict(list)
     for curve in shipped("curves.csv") or ():
-        values = {name: float(curve[name]) for name in CURVE_COLUMNS[3:] if curve[name]}
+        values = {name: float(curve[name]) for name in CURVE_COLUMNS[3:] if curve.get(name)}
         curves[curve["id"]].append(values)  # in the order of the epochs
     plans = [make_runs(precision) for precision in PRECISIONS]
     plan = max(plans, key=lambda plan: sum(run.id in rows for run in plan.values()))
@@ -2441,7 +2686,7 @@ def shipped_records(make_runs):
             records[name] = {
                 "id": run.id,
                 "configuration": dataclasses.asdict(run),
-                "metrics": {metric: float(row[metric]) for metric in METRICS},
+                "metrics": {metric: float(row[metric]) for metric in CURVE_METRICS if row.get(metric)},
                 "history": curves[run.id],
                 "row": row,
             }
@@ -2610,15 +2855,20 @@ def sample_pictures(data):
     Returns:
         namespace of `images`, uint8 (10, h, w, 3), `caption`, to be added to titles, and `note`, what they are.
     """
-    wanted = os.environ.get("REPRODUCTION_PICTURES") or "data"
-    if wanted not in ("data", "generated"):
-        raise ValueError(f"REPRODUCTION_PICTURES is {wanted!r}; set it to 'generated', or unset it.")
-    if wanted == "generated" and data.name == "cifar10":
+    if _generated_pictures() and data.name == "cifar10":
         (images, _), _ = generate_shapes(train=10, test=1)
         note = "The figures below show ten generated pictures; the saved notebook holds no image of CIFAR-10."
         return types.SimpleNamespace(images=images, caption=" — generated pictures", note=note)
     note = "The figures below show the first ten labelled images."
     return types.SimpleNamespace(images=data.labeled_images[:10], caption=data.caption, note=note)
+
+
+def _generated_pictures():
+    """Whether figures are to show generated pictures."""
+    wanted = os.environ.get("REPRODUCTION_PICTURES") or "data"
+    if wanted not in ("data", "generated"):
+        raise ValueError(f"REPRODUCTION_PICTURES is {wanted!r}; set it to 'generated', or unset it.")
+    return wanted == "generated"
 
 
 FLOWING = {"flex_flow": "row wrap"}  # beside each other where there is room, else below
@@ -3071,6 +3321,194 @@ def alternative_text(figure):
         lines |= dict.fromkeys(name for name in axis.get_legend_handles_labels()[1])
     parts = [_title(figure), panels and f"Panels: {'; '.join(panels)}", lines and f"Lines: {'; '.join(lines)}"]
     return ". ".join(filter(None, parts)).replace("\n", " ") + "."
+
+
+# ---------------------------------------------------------------- tables and figures of section 14
+
+
+def overlap_table(records, caption=""):
+    """How well networks find the pixels of each class on the test images.
+
+    Args:
+        records: dict of (seed, labelled images, way) to record, or to None where there is none.
+        caption: of the table.
+
+    Returns:
+        Table, a row a number of labelled images and way: mean ± standard deviation over the seeds.
+    """
+    rows = []
+    for labels, way in dict.fromkeys(key[1:] for key in records):
+        metrics = [record["metrics"] for record in _of_way(records, labels, way)]
+        shown = ("dice", "iou", "accuracy_clean", "consistency")
+        cells = [spread([values[name] for values in metrics], ".3f" if name in OVERLAPS else ".1%") for name in shown]
+        rows.append((labels, way, *cells, len(metrics)))
+    return Table(("labelled images", "way", "Dice", "IoU", "pixels right", "agreement", "runs"), rows, caption)
+
+
+def _of_way(records, labels, way):
+    return [record for key, record in records.items() if key[1:] == (labels, way) and record]
+
+
+def show_overlaps(records, title):
+    """Dice and IoU by number of labelled images, a line a way, with the standard deviation over the seeds.
+
+    Args:
+        records: as for `overlap_table`.
+        title: of the figure.
+    """
+    if not records:
+        return Table((), [], f"{title}: no record of these runs is in results/")
+    numbers = sorted({labels for _, labels, _ in records})
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+    for axis, (metric, label) in zip(axes, zip(OVERLAPS, ("Dice coefficient", "IoU"), strict=True), strict=True):
+        for place, way in enumerate(dict.fromkeys(way for *_, way in records)):
+            found = {
+                labels: [record["metrics"][metric] for record in _of_way(records, labels, way)] for labels in numbers
+            }
+            found = {labels: values for labels, values in found.items() if values}
+            axis.errorbar(
+                [labels * (1 + 0.03 * (place - 1.5)) for labels in found],  # beside each other, not on top
+                [np.mean(values) for values in found.values()],
+                [np.std(values, ddof=1) if len(values) > 1 else 0 for values in found.values()],
+                color=WAY_COLORS[place],
+                marker="o",
+                capsize=3,
+                label=way,
+            )
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(numbers, numbers)
+        axis.set(xlabel="labelled images", ylabel=f"{label}, test images")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def segmentation_pictures(data):
+    """Four pictures and their classes for the figures that show pictures, as `sample_pictures`.
+
+    Returns:
+        namespace of `images`, float32 tensor (4, h, w, 1), 0 ... 1, `labels`, int32 (4, h, w), `caption` and `note`.
+    """
+    images, labels, caption = data.labeled_images[:4], data.labeled_labels[:4], data.caption
+    note = "The figures below show the first labelled images."
+    if _generated_pictures() and data.name == "isbi2012":
+        images, labels = generate_phantoms(4, images.shape[1])
+        images, caption = images[..., None], DATASETS["phantom"][1]
+        note = "The figures below show a generated chest phantom; the saved notebook holds no image of ISBI 2012."
+    images, labels = to_unit_range(images), tf.constant(labels, tf.int32)
+    return types.SimpleNamespace(images=images, labels=labels, caption=caption, note=note)
+
+
+def show_slices(pictures, title):
+    """Two pictures, and beside each what class its pixels have: as of `segmentation_pictures`."""
+    figure, axes = plt.subplots(1, 4, figsize=(12, 3.4), layout="constrained")
+    for place, axis in enumerate(axes):
+        if place % 2:
+            _draw_labels(axis, pictures.labels[place // 2])
+        else:
+            _draw_picture(axis, pictures.images[place // 2])
+        axis.set_title(("image", "classes")[place % 2])
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def _draw_picture(axis, picture):
+    axis.imshow(np.squeeze(picture), cmap="gray", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
+
+
+def _draw_labels(axis, labels):
+    axis.imshow(np.ma.masked_less(labels, 0), cmap="viridis", vmin=0, vmax=3, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+
+
+def show_views(pictures, views, title):
+    """Two views of two pictures with their labels, and the first view moved to where the second one is.
+
+    Args:
+        pictures: as of `segmentation_pictures`.
+        views: of these pictures: first and second view, the labels of both, and where in the first each pixel of the
+            second is to be found.
+        title: of the figure.
+    """
+    first, second, first_labels, second_labels, points = views
+    there = inside(points, *first.shape[1:3])
+    moved = np.where(there[..., None], cubic_sample(first, points), np.nan)
+    columns = (
+        ("first view", first),
+        ("its labels", first_labels),
+        ("second view", second),
+        ("its labels", second_labels),
+        ("first view, moved", moved),
+        ("their difference", np.abs(moved - second)),
+    )
+    figure, axes = plt.subplots(2, len(columns), figsize=(12, 4.6), layout="constrained")
+    for row in range(2):
+        for axis, (name, values) in zip(axes[row], columns, strict=True):
+            (_draw_labels if "labels" in name else _draw_picture)(axis, values[row])
+            axis.set_title(name if row == 0 else "")
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def show_network(network, side, title):
+    """The shape of a U-Net: a bar for each convolution, as high as its picture and labelled with its channels.
+
+    Args:
+        network: Keras model of Conv2D, MaxPooling2D, UpSampling2D and Concatenate layers, among others.
+        side: height and width of the pictures that it gets.
+        title: of the figure.
+    """
+    figure, axis = plt.subplots(figsize=(10, 3.6), layout="constrained")
+    level, place, last = 0, 0.0, {}
+    for layer in network.layers:
+        if isinstance(layer, (keras.layers.MaxPooling2D, keras.layers.UpSampling2D)):
+            level += 1 if isinstance(layer, keras.layers.MaxPooling2D) else -1
+            place += 0.6
+        elif isinstance(layer, keras.layers.Concatenate):
+            axis.annotate(
+                "", (place + 0.4, -level), (last[level] + 0.3, -level), arrowprops={"arrowstyle": "->", "color": "gray"}
+            )
+        elif isinstance(layer, keras.layers.Conv2D):
+            place, height = place + 1, 0.8 / 2**level
+            color = "#D55E00" if layer is network.layers[-1] else "#0072B2"
+            axis.bar(place, height, 0.5, bottom=-level - height / 2, color=color)
+            axis.text(place, -level - height / 2 - 0.06, layer.filters, ha="center", va="top", fontsize=9)
+            last[level] = place
+    levels = range(max(last) + 1)
+    axis.set_yticks([-number for number in levels], [f"{side // 2**number} × {side // 2**number}" for number in levels])
+    axis.set(xticks=[], ylim=(-max(levels) - 0.7, 0.6), xlabel="convolutions from input to output, with their channels")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    axis.set_title(title)
+    return _shown(figure)
+
+
+def show_segmentations(models, data, title, count=2):
+    """What some models make of the middle of some test images, beside the images and their classes.
+
+    With REPRODUCTION_PICTURES=generated the images and classes of a data set that is not generated stay out.
+
+    Args:
+        models: dict of name to model of images to logits.
+        data: Split.
+        title: of the figure.
+        count: of images.
+    """
+    middle = slice(data.test_images.shape[1] // 4, -data.test_images.shape[1] // 4)
+    images = to_unit_range(data.test_images[:count])
+    columns = {name: 1 - tf.nn.softmax(model(images)).numpy()[..., 0] for name, model in models.items()}
+    if data.name != "isbi2012" or not _generated_pictures():
+        columns = {"image": images.numpy(), "classes": data.test_labels[:count], **columns}
+    figure, axes = plt.subplots(
+        count, len(columns), figsize=(3 * len(columns), 3.1 * count), layout="constrained", squeeze=False
+    )
+    for row in range(count):
+        for axis, (name, values) in zip(axes[row], columns.items(), strict=True):
+            (_draw_labels if name == "classes" else _draw_picture)(axis, values[row][middle, middle])
+            axis.set_title(name if row == 0 else "")
+    figure.suptitle(title)
+    return _shown(figure)
 
 
 # ------------------------------------------------------------------------------- playground

@@ -12,15 +12,20 @@ import notebook
 
 import helpers
 
-# Shown in the sections 9, 10.3, 10.4, 10.5 and 11.
-LISTS = ("grid", "collapse", "share", "survival", "attribution", "refinement")
+# Shown in the sections 9, 10.3, 10.4, 10.5, 11 and 14.
+LISTS = ("grid", "collapse", "share", "survival", "attribution", "refinement", "segmentation")
 
 
 def train(method, name):
     """Train what is missing of a list, in its order."""
     to_do = missing(method, name)
-    data = notebook.load_split(method)
-    runner = helpers.Runner(data, method.build_model, method.TRANSFORMS, to_do, name, notebook.ROOT / "runs")
+    if name == "segmentation":
+        data, parts = helpers.load_segmentation(method.SLICES), (method.build_segmenter, method.SEGMENTATION_VIEWS)
+    else:
+        data, parts = notebook.load_split(method), (method.build_model, method.TRANSFORMS)
+    if {run.dataset for run in to_do} - {data.name}:
+        raise SystemExit(f"These runs need another data set than {data.name}; nothing was trained.")
+    runner = helpers.Runner(data, *parts, to_do, name, notebook.ROOT / "runs")
     for number, run in enumerate(to_do, start=1):
         records = runner.train([run])
         helpers.publish(records, notebook.ROOT / "results")

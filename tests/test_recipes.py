@@ -115,16 +115,11 @@ def test_clipped_divergence_is_keras_own_and_has_no_gradient_below_the_floor(met
     logits = tf.Variable([[0.0, 3.0, -20.0, 1.0], [30.0, 0.0, 1.0, 2.0], [0.5, 0.1, 0.2, 0.3]])
     labels, switches = tf.constant([2, 1, 0]), {"clipped_probabilities", "one_sided_loss"}
     truth = tf.one_hot(labels, 4)
-    original = method.label_log_probabilities
-    method.label_log_probabilities = lambda labels: original(labels, classes=4)
-    try:
-        with tf.GradientTape() as tape:
-            log_p = tf.nn.log_softmax(logits)
-            supervised, consistency = method.image_losses(log_p, log_p, labels, switches)
-    finally:
-        method.label_log_probabilities = original
+    with tf.GradientTape() as tape:
+        log_p = tf.nn.log_softmax(logits)
+        supervised = method.supervised_loss(log_p, labels, switches)
     np.testing.assert_allclose(supervised, keras.losses.kl_divergence(truth, tf.nn.softmax(logits)), rtol=1e-4)
-    np.testing.assert_allclose(consistency, 0, atol=1e-6)
+    np.testing.assert_allclose(method.consistency_loss(log_p, log_p, switches), 0, atol=1e-6)
     gradient = tape.gradient(supervised, logits).numpy()
     assert np.abs(gradient[:2]).max() < 1e-4 and np.abs(gradient[2]).max() > 0.1  # the label's p: < 1e-7, < 1e-7, 0.3
 
@@ -132,7 +127,7 @@ def test_clipped_divergence_is_keras_own_and_has_no_gradient_below_the_floor(met
 def test_a_constant_prediction_scores_what_table_1_shows(method):
     labels = tf.constant(list(range(10)) * 10)
     constant = tf.nn.log_softmax(tf.tile([[100.0] + [0.0] * 9], [100, 1]))
-    supervised, _ = method.image_losses(constant, constant, labels, {"clipped_probabilities", "one_sided_loss"})
+    supervised = method.supervised_loss(constant, labels, {"clipped_probabilities", "one_sided_loss"})
     assert float(tf.reduce_mean(supervised)) == pytest.approx(0.9 * np.log(1e7), rel=1e-5)
 
 
@@ -223,17 +218,11 @@ def test_the_weight_of_the_consistency_loss_is_ramped_up(make_model):
 
 def test_a_stopped_gradient_leaves_the_pictures_own_prediction_alone(method):
     logits = [tf.Variable([[0.1, 0.5, -0.3]]), tf.Variable([[1.0, 0.0, 0.2]])]
-    original = method.label_log_probabilities
-    method.label_log_probabilities = lambda labels: original(labels, classes=3)
     gradients = {}
-    try:
-        for switches in ((), ("stopped_gradient",)):
-            with tf.GradientTape() as tape:
-                views = [tf.nn.log_softmax(variable) for variable in logits]
-                _, consistency = method.image_losses(*views, tf.constant([0]), switches)
-            gradients[switches] = tape.gradient(consistency, logits)
-    finally:
-        method.label_log_probabilities = original
+    for switches in ((), ("stopped_gradient",)):
+        with tf.GradientTape() as tape:
+            consistency = method.consistency_loss(*map(tf.nn.log_softmax, logits), switches)
+        gradients[switches] = tape.gradient(consistency, logits)
     (first, second), (stopped, copy) = gradients.values()
     assert np.abs(first).max() > 0.01 and stopped is None
     np.testing.assert_array_equal(second, copy)
