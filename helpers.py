@@ -9,7 +9,6 @@ runs that can be resumed, tables, figures and widgets.
 
 import ast
 import collections
-import concurrent.futures
 import contextlib
 import csv
 import dataclasses
@@ -20,7 +19,6 @@ import functools
 import gc
 import hashlib
 import html
-import http.client
 import importlib.metadata
 import inspect
 import io
@@ -38,7 +36,6 @@ import textwrap
 import threading
 import time
 import types
-import urllib.request
 import uuid
 import zlib
 
@@ -337,17 +334,16 @@ def settings_controls(presets, transforms):
     recipe = _from_environment("REPRODUCTION_RECIPE", RECIPES, DEFAULTS["recipe"])
     if not transforms:
         raise ValueError("transforms is empty; name at least one transform.")
-    wide = {"style": {"description_width": "150px"}, "layout": {"width": "420px"}}
+    wide = {"style": {"description_width": "145px"}, "layout": {"width": "420px", "max_width": "96%"}}
+    rate = {"min": -6, "max": -1, "step": 0.25, "readout_format": ".1e", **wide}  # .1e fits where 0.00000562 does not
     controls = types.SimpleNamespace(
         preset=widgets.Dropdown(options=list(presets), value=preset, description="preset", **wide),
         transforms=widgets.SelectMultiple(
             options=list(transforms), value=tuple(transforms), rows=len(transforms), description="transforms", **wide
         ),
-        learning_rate=widgets.FloatLogSlider(
-            value=DEFAULTS["learning_rate"], min=-6, max=-1, step=0.25, description="learning rate", **wide
-        ),
+        learning_rate=widgets.FloatLogSlider(value=DEFAULTS["learning_rate"], description="learning rate", **rate),
         fine_tuning_rate=widgets.FloatLogSlider(
-            value=DEFAULTS["fine_tuning_rate"], min=-6, max=-1, step=0.25, description="SemiCT, SemiCTE rate", **wide
+            value=DEFAULTS["fine_tuning_rate"], description="SemiCT, SemiCTE rate", **rate
         ),
         precision=widgets.Dropdown(
             options=["automatic", *PRECISIONS], value=DEFAULTS["precision"], description="precision", **wide
@@ -357,7 +353,7 @@ def settings_controls(presets, transforms):
             value=DEFAULTS["consistency_weight"], min=0.0, max=10.0, step=0.1, description="consistency weight", **wide
         ),
         seed=widgets.BoundedIntText(value=DEFAULTS["seed"], min=0, max=9999, description="seed", **wide),
-        exact_repeats=widgets.Checkbox(value=DEFAULTS["exact_repeats"], description="exact repeats on a GPU", **wide),
+        exact_repeats=widgets.Checkbox(value=DEFAULTS["exact_repeats"], description="exact repeats", **wide),
     )
     controls.panel = widgets.VBox(list(vars(controls).values()))
     return controls
@@ -737,9 +733,9 @@ MEMBRANE_DIGESTS = {
 
 
 def load_membranes(path=None):
-    """Load the electron-microscopy images of ISBI 2012: from `path`, else ISBI2012_NPZ, else by a download.
+    """Load the electron-microscopy images of ISBI 2012: from `path`, else ISBI2012_NPZ, else by Keras's download.
 
-    Downloaded are 90 pictures of the public copy in zhixuhao/unet, 15 MB; they are kept beside Keras's data sets.
+    Downloaded are 90 pictures of the public copy in zhixuhao/unet, 15 MB, which Keras keeps.
 
     Args:
         path: an .npz file with the arrays below.
@@ -753,12 +749,10 @@ def load_membranes(path=None):
         OSError: nothing was named and the download failed.
     """
     source = path or os.environ.get("ISBI2012_NPZ")
-    if source and not pathlib.Path(source).is_file():
-        raise FileNotFoundError(f"There is no file {source}; ISBI2012_NPZ (or path) must name an .npz of ISBI 2012.")
-    kept = pathlib.Path.home() / ".keras" / "datasets" / "isbi2012_em.npz"
-    source = source or (kept if kept.is_file() else None)
     if not source:
-        arrays = _download_membranes()
+        arrays, source = _download_membranes(), f"{MEMBRANES} (kept in Keras's folder datasets/isbi2012, to be deleted)"
+    elif not pathlib.Path(source).is_file():
+        raise FileNotFoundError(f"There is no file {source}; ISBI2012_NPZ (or path) must name an .npz of ISBI 2012.")
     else:
         try:
             with np.load(source, allow_pickle=False) as archive:
@@ -767,32 +761,26 @@ def load_membranes(path=None):
             raise ValueError(f"{source} is not a readable .npz with {', '.join(MEMBRANE_FOLDERS)}: {error}") from error
     for name, array in arrays.items():
         if _checksum(np.ascontiguousarray(array).tobytes()) != MEMBRANE_DIGESTS[name]:
-            raise ValueError(
-                f"{name} in {source or MEMBRANES} are not those of ISBI 2012 as used here: another digest."
-            )
-    if not source:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        write_bytes(kept, buffer.getvalue())
+            raise ValueError(f"{name} in {source} is not that of ISBI 2012 as used here: its digest is another one.")
     return arrays
 
 
 def _download_membranes():
-    print("Downloading the images of ISBI 2012, 15 MB.")
-
-    def picture(address):
-        with urllib.request.urlopen(address, timeout=60) as answer:
-            return tf.io.decode_png(answer.read(), channels=1).numpy()[..., 0]
-
+    print(
+        "Loading the images of ISBI 2012 through Keras. The first time this downloads 90 files, 15 MB: a minute or two."
+    )
     arrays = {}
     try:
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        with contextlib.redirect_stdout(io.StringIO()):  # a progress bar for each
             for name, folder in MEMBRANE_FOLDERS.items():
-                addresses = [f"{MEMBRANES}/{folder}/{number}.png" for number in range(30)]
-                arrays[name] = np.stack(list(pool.map(picture, addresses)))
-    except (OSError, http.client.HTTPException, tf.errors.OpError) as error:
-        raise OSError(f"ISBI 2012 could not be downloaded: {error}") from error
+                pictures = []
+                for number in range(30):
+                    address, file = f"{MEMBRANES}/{folder}/{number}.png", f"{name}-{number}.png"
+                    kept = keras.utils.get_file(file, address, cache_subdir="datasets/isbi2012")
+                    pictures.append(tf.io.decode_png(tf.io.read_file(kept), channels=1).numpy()[..., 0])
+                arrays[name] = np.stack(pictures)
+    except Exception as error:  # Keras raises a bare Exception on a failed download
+        raise OSError(f"Keras could not download ISBI 2012: {error}") from error
     arrays["cells"] = (arrays["cells"] > 127).astype(np.uint8)
     return arrays
 
@@ -1253,7 +1241,7 @@ class Configuration:
     dataset: str = "cifar10"
     precision: str = "float32"
     switches: str = ""  # names of SWITCHES in the alphabet's order, with + between them
-    steps: int = 0  # steps of an epoch; 0 is as many as show every image once (in balanced batches: as it were)
+    steps: int = 0  # steps of an epoch; 0 is as many as show every image once, which balanced batches cannot have
     moments_from: str = ""  # id of the run whose optimizer it restores, where that is not the starting run
     logit_scale: float = 1.0  # factor on the starting weights of the output layer, and so on the logits
 
@@ -1983,7 +1971,7 @@ class LiveStatus(keras.callbacks.Callback):
             (f"{number} of {total}", run.title, f"0 of {run.epochs}", "", "", "waiting")
             for number, run in zip(numbers, configurations, strict=True)
         ]
-        self.current, self.shown_at, self.trained_pairs, self.spent = 0, 0.0, 0, 0.0
+        self.current, self.shown_at, self.trained_pairs, self.spent, self.compiling = 0, 0.0, 0, 0.0, []
         self.handle = self.open()
 
     def open(self):
@@ -1998,14 +1986,22 @@ class LiveStatus(keras.callbacks.Callback):
     def start(self, index, finished_epochs):
         """Run number `index` of the list begins, or goes on after `finished_epochs`."""
         self.current, self.finished_epochs = index, finished_epochs
-        self.began, self.done, self.logs = time.perf_counter(), 0, {}
+        self.began, self.stepping_since, self.done, self.logs = time.perf_counter(), None, 0, {}
+
+    def on_train_begin(self, logs=None):
+        left = f"; {self.time_left()}" if self.trained_pairs else ", which takes longest"
+        self.say(f"compiles the first step{left}")
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.warning = epoch, ""
 
     def on_train_batch_end(self, batch, logs=None):
         run = self.configurations[self.current]
-        self.done += run.batch_size
+        if self.stepping_since is None:  # the first step compiles, and is no measure of the others
+            self.stepping_since = time.perf_counter()
+            self.compiling.append(self.stepping_since - self.began)
+        else:
+            self.done += run.batch_size
         if 2 * (batch + 1) >= run.steps_per_epoch:  # the metrics are means over the epoch so far
             self.warning = collapse_notice(logs)
         if time.perf_counter() - self.shown_at > 1:
@@ -2017,20 +2013,22 @@ class LiveStatus(keras.callbacks.Callback):
 
     def time_left(self):
         """Estimate for this list of runs from the steps taken so far, such as "3 min left"."""
-        spent = self.spent + time.perf_counter() - self.began
-        run = self.configurations[self.current]
-        rest = (
-            run.pairs * (1 - self.finished_epochs / run.epochs)
-            - self.done
-            + sum(run.pairs for run in self.configurations[self.current + 1 :])
-        )
-        seconds = max(rest, 0) * spent / (self.trained_pairs + self.done)
+        pairs = self.trained_pairs + self.done
+        if not pairs:
+            return "the first steps are timed"
+        run, later = self.configurations[self.current], self.configurations[self.current + 1 :]
+        rest = run.pairs * (1 - self.finished_epochs / run.epochs) - self.done + sum(run.pairs for run in later)
+        seconds = max(rest, 0) * (self.spent + self.stepping()) / pairs + len(later) * np.mean(self.compiling)
         return f"{duration(seconds)} left"
+
+    def stepping(self):
+        """Seconds since the current run's first step, which compiles; 0 before it."""
+        return time.perf_counter() - self.stepping_since if self.stepping_since else 0.0
 
     def finish(self, record, note):
         """The current run has ended with this record."""
         self.trained_pairs += self.done
-        self.spent += time.perf_counter() - self.began
+        self.spent += self.stepping()
         self.epoch = record["configuration"]["epochs"] - 1
         self.show(record["history"][-1], collapse_notice(record["metrics"]) + note)
 
@@ -2332,8 +2330,7 @@ class Runner:
         write_json(folder / "record.json", record)
         return record
 
-    def _training(self, configuration, positions, first_epoch):
-        run = configuration
+    def _training(self, run, positions, first_epoch):
         if run.balanced:
             labeled, unlabeled = positions[: run.labeled], positions[run.labeled :]
             return balanced_batches(
@@ -3679,7 +3676,13 @@ class Playground:
             transform=widgets.Dropdown(options=list(self.transforms), description="transform", **wide),
             strength=widgets.FloatSlider(value=1.0, min=0.0, max=2.0, step=0.05, description="strength", **calm),
             learning_rate=widgets.FloatLogSlider(
-                value=settings.learning_rate, min=-6, max=-1, step=0.25, description="learning rate", **calm
+                value=settings.learning_rate,
+                min=-6,
+                max=-1,
+                step=0.25,
+                readout_format=".1e",
+                description="learning rate",
+                **calm,
             ),
             consistency_weight=widgets.FloatSlider(
                 value=settings.consistency_weight, max=10.0, step=0.1, description="consistency weight", **calm
