@@ -770,19 +770,24 @@ def _download_membranes():
         "Loading the images of ISBI 2012 through Keras. The first time this downloads 90 files, 15 MB: a minute or two."
     )
     arrays = {}
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # a progress bar for each
-            for name, folder in MEMBRANE_FOLDERS.items():
-                pictures = []
-                for number in range(30):
-                    address, file = f"{MEMBRANES}/{folder}/{number}.png", f"{name}-{number}.png"
-                    kept = keras.utils.get_file(file, address, cache_subdir="datasets/isbi2012")
-                    pictures.append(tf.io.decode_png(tf.io.read_file(kept), channels=1).numpy()[..., 0])
-                arrays[name] = np.stack(pictures)
-    except Exception as error:  # Keras raises a bare Exception on a failed download
-        raise OSError(f"Keras could not download ISBI 2012: {error}") from error
+    for name, folder in MEMBRANE_FOLDERS.items():
+        pictures = [_picture(f"{name}-{number}.png", f"{MEMBRANES}/{folder}/{number}.png") for number in range(30)]
+        arrays[name] = np.stack(pictures)
     arrays["cells"] = (arrays["cells"] > 127).astype(np.uint8)
     return arrays
+
+
+def _picture(file, address):
+    """A gray picture, uint8 (h, w), downloaded unless Keras has kept it."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # a progress bar for each
+            kept = keras.utils.get_file(file, address, cache_subdir="datasets/isbi2012")
+    except Exception as error:  # Keras raises a bare Exception on a failed download
+        raise OSError(f"Keras could not download ISBI 2012: {error}") from error
+    try:
+        return tf.io.decode_png(tf.io.read_file(kept), channels=1).numpy()[..., 0]
+    except tf.errors.InvalidArgumentError:
+        raise ValueError(f"{kept} is no picture: delete it, and run again.") from None
 
 
 def generate_phantoms(count, size=256, seed=0):
@@ -831,7 +836,8 @@ def load_segmentation(order, path=None, shrink=2):
     Args:
         order: dict of "labeled", "validation" and "test" to numbers of images, the most wanted first.
         path: as for `load_membranes`.
-        shrink: height and width are divided by it, by the mean of the pixels and the class of most of them.
+        shrink: height and width are divided by it, by the mean of the pixels and the class of most of them; membrane
+            where it is half and half.
 
     Returns:
         Split.
@@ -1145,13 +1151,18 @@ class DistributionMean(keras.metrics.Metric):
 
 
 class Dice(keras.metrics.IoU):
-    """The Dice coefficient by the counts of all pixels so far, mean over the target classes (arguments as of IoU)."""
+    """The Dice coefficient by the counts of all pixels so far (arguments as of IoU).
+
+    It is the mean over those target classes that are in the labels or in the answers.
+    """
 
     def result(self):
-        counts = keras.ops.convert_to_tensor(self.total_cm)
+        counts = keras.ops.cast(self.total_cm, "float32")
         sizes = keras.ops.sum(counts, axis=0) + keras.ops.sum(counts, axis=1)
-        dice = 2 * keras.ops.diagonal(counts) / keras.ops.maximum(sizes, 1)
-        return keras.ops.mean(keras.ops.take(dice, list(self.target_class_ids)))
+        chosen = list(self.target_class_ids)
+        overlaps, sizes = keras.ops.take(2 * keras.ops.diagonal(counts), chosen), keras.ops.take(sizes, chosen)
+        there = keras.ops.sum(keras.ops.cast(sizes > 0, sizes.dtype))
+        return keras.ops.sum(overlaps / keras.ops.maximum(sizes, 1)) / keras.ops.maximum(there, 1)
 
 
 class MeasuredModel(keras.Model):
@@ -1294,7 +1305,8 @@ class Configuration:
     @property
     def title(self):
         """Short name for people, such as "SemiC, shift", with the recipe where it is another than `reported`."""
-        return f"{self.method}, {self.transform}" + (f" ({self.recipe})" if self.active else "")
+        images = f", {self.labeled} + {self.unlabeled} images" if self.balanced else ""
+        return f"{self.method}, {self.transform}{images}" + (f" ({self.recipe})" if self.active else "")
 
     @property
     def active(self):
@@ -2280,7 +2292,8 @@ class Runner:
         model = self.model(configuration, pool)
         for use, positions in places.items():
             size = configuration.batch_size if use == "training" else EVALUATION_BATCH
-            last = len(positions) % size or size
+            full = use == "training" and configuration.balanced  # whose batches always are
+            last = size if full else len(positions) % size or size
             if last < self.strategy.num_replicas_in_sync:
                 raise ValueError(
                     f"The last batch of {len(positions)} {use} images holds {last}, fewer than there are devices "

@@ -1,5 +1,6 @@
 """Section 14: deformations, their composition, labels that move with their images, and the runs."""
 
+import dataclasses
 import functools
 import http.server
 import threading
@@ -8,12 +9,14 @@ import elasticdeform
 import keras
 import numpy as np
 import pytest
+import scipy.ndimage
 import tensorflow as tf
 
 import helpers
 
 SEED = [5, 1]
 SIZE = 64
+BATCH = {"positions": tf.range(3), "seed": tf.constant(SEED)}
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +112,39 @@ def test_an_equivariant_network_is_consistent_and_only_by_the_right_composition(
 # --------------------------------------------------------------------------------------- views
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("both", [True, False])
-def test_views_are_consistent_for_an_equivariant_network(method, pictures, both):
-    first, second, *_, points = method.deformed_views(*pictures, SEED, training=True, crop=SIZE, both=both)
+def test_views_are_consistent_for_an_equivariant_network(method, pictures, both, training):
+    first, second, *_, points = method.deformed_views(*pictures, SEED, training, crop=SIZE, both=both)
     moved, valid = method.output_transform(pointwise(first), points)
     loss = method.consistency_loss(tf.nn.log_softmax(moved), tf.nn.log_softmax(pointwise(second)))
-    assert 0.2 < float(tf.reduce_mean(valid)) < 1
-    # Near the border of the image the first view's zeros reach over the border by the splines: it is the median that
-    # tells.
-    assert np.median(loss.numpy()[valid.numpy() > 0]) < 1e-6
+    # Beside the border of the image the splines mix in the first view's zeros from beyond it.
+    away = np.stack([scipy.ndimage.binary_erosion(there, iterations=5) for there in valid.numpy() > 0])
+    assert 0.1 < away.mean() < float(tf.reduce_mean(valid)) < 1
+    still = method.consistency_loss(*(tf.nn.log_softmax(pointwise(view)) for view in (first, second))).numpy()
+    assert loss.numpy()[away].max() < 1e-3 < 0.1 * still[away].max()
+    assert loss.numpy()[away].mean() < 0.01 * still[away].mean()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_moves_the_first_prediction_to_the_second(method, pictures, training):
+    inputs = keras.Input((None, None, 1))
+    network = keras.Model(inputs, keras.layers.Conv2D(3, 1, kernel_initializer="he_uniform")(inputs))
+    pool = helpers.ImagePool((255 * pictures[0].numpy()).astype(np.uint8), pictures[1].numpy())
+    losses = {}
+    for name in ("moved", "not moved"):
+
+        def views(*arguments, name=name):
+            *rest, points = method.deformed_views(*arguments, crop=SIZE)
+            still = tf.where(points < 0, points, tf.tile(helpers.pixel_grid(*points.shape[1:3])[None], [3, 1, 1, 1]))
+            return *rest, points if name == "moved" else still
+
+        model = method.ConsistencyModel(network, None, pool=pool, make_views=views)
+        model.compile(optimizer=keras.optimizers.Adam())
+        values, valid = model.loss_and_measures(BATCH, training)[1]["loss_consistency"]
+        away = np.stack([scipy.ndimage.binary_erosion(there, iterations=5) for there in valid.numpy() > 0])
+        losses[name] = values.numpy()[away].mean()
+    assert losses["moved"] < 1e-5 and losses["not moved"] > 100 * losses["moved"]
 
 
 def test_labels_move_with_their_image(method, pictures):
@@ -168,25 +195,22 @@ def model_of(method, images, labels, views, weight=1.0):
     return model
 
 
-BATCH = {"positions": tf.range(3), "seed": tf.constant(SEED)}
-
-
-def test_what_left_the_picture_counts_in_neither_term(method, pictures):
-    losses = []
-    for filling in (0.0, 5.0):
-
-        def views(images, labels, seed, training, filling=filling):
-            first, second, *rest, points = method.deformed_views(images, labels, seed, training, crop=SIZE)
-            return first, second, *rest, tf.where(points < 0, -1.0 - filling, points)
-
-        model = model_of(method, *pictures, views)
-        losses.append([float(value) for value in model.test_step(BATCH).values()])
-    np.testing.assert_allclose(*losses, rtol=1e-6)
-    _, measures = model.loss_and_measures(BATCH, training=True)
-    *_, labels, points = views(pictures[0], pictures[1], tf.constant(SEED), training=True)
-    np.testing.assert_array_equal(measures["accuracy_transformed"][1], labels.numpy() >= 0)
-    np.testing.assert_array_equal(measures["loss_consistency"][1], helpers.inside(points, SIZE, SIZE))
-    assert 0 < np.mean(measures["loss_consistency"][1]) < 1
+def test_what_left_the_picture_counts_in_neither_term(method, pictures, random):
+    *_, first_labels, second_labels, points = method.deformed_views(*pictures, SEED, training=True, crop=SIZE)
+    logits = [tf.Variable(random.normal(size=(3, SIZE, SIZE, 4)).astype(np.float32)) for _ in range(2)]
+    with tf.GradientTape(persistent=True) as tape:
+        moved, valid = method.output_transform(tf.convert_to_tensor(logits[0]), points)
+        views = [tf.nn.log_softmax(view) for view in (*logits, moved)]
+        measures = method.measure(*views, (first_labels, second_labels), valid)
+        losses = [helpers.share_of_mean(*measures[name]) for name in ("loss_supervised", "loss_consistency")]
+    for variable, labels in zip(logits, (first_labels, second_labels), strict=True):
+        pull = np.abs(tape.gradient(losses[0], variable)).max(-1)
+        np.testing.assert_array_equal(pull > 0, labels.numpy() >= 0)
+    pull = np.abs(tape.gradient(losses[1], logits[1])).max(-1)
+    np.testing.assert_array_equal(pull > 0, valid.numpy() > 0)
+    for part in (first_labels.numpy() >= 0, second_labels.numpy() >= 0, valid.numpy() > 0):
+        assert 0.2 < part.mean() < 1
+    np.testing.assert_array_equal(valid.numpy() > 0, (second_labels.numpy() >= 0) & helpers.inside(points, SIZE, SIZE))
 
 
 def test_overlaps_by_hand(method, pictures):
@@ -211,6 +235,28 @@ def test_a_network_for_every_pixel_learns(method, pictures):
 
 
 # ---------------------------------------------------------------------------------------- data
+
+
+def test_slices_are_halved_with_their_labels_and_split_by_number(method, monkeypatch, random):
+    arrays = {name: random.integers(0, 256, (30, 8, 8)).astype(np.uint8) for name in ("images", "unlabeled")}
+    arrays["cells"] = random.integers(0, 2, (30, 8, 8)).astype(np.uint8)
+    monkeypatch.setattr(helpers, "load_membranes", lambda path: arrays)
+    data = helpers.load_segmentation(method.SLICES)
+    assert data.name == "isbi2012" and data.caption == ""
+
+    def fourths(picture):
+        return [picture[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] for row in range(4) for column in range(4)]
+
+    for subset, place, number in (("labeled", 1, 9), ("validation", 0, 18), ("test", 5, 29)):
+        image, labels = getattr(data, f"{subset}_images")[place], getattr(data, f"{subset}_labels")[place]
+        expected = [round(part.mean()) for part in fourths(arrays["images"][number])]
+        assert image.shape == (4, 4, 1) and image.ravel().tolist() == expected
+        assert labels.ravel().tolist() == [int(np.sum(part == 0) >= 2) for part in fourths(arrays["cells"][number])]
+    others = [1, 3, 5, 7, 8, 10, 12, 14, 16, 17]
+    expected = np.concatenate([arrays["images"][others], arrays["unlabeled"]])
+    assert len(data.unlabeled_images) == 40
+    for image, full in zip(data.unlabeled_images, expected, strict=True):
+        assert image.ravel().tolist() == [round(part.mean()) for part in fourths(full)]
 
 
 def test_the_split_is_by_image_and_the_phantom_says_so(method, phantoms):
@@ -278,21 +324,35 @@ def test_a_download_is_checked_and_kept(public_copy, tmp_path, monkeypatch):
     next(tmp_path.glob("datasets/isbi2012/cells-7.png")).unlink()
     with pytest.raises(OSError, match="could not download"):
         helpers.load_membranes()
+    (tmp_path / "datasets/isbi2012/cells-7.png").write_bytes(b"half of a picture")
+    with pytest.raises(ValueError, match=r"cells-7\.png is no picture: delete it"):
+        helpers.load_membranes()
 
 
 # ---------------------------------------------------------------------------------------- runs
 
 
-def test_four_ways_train_and_their_records_ship(method, phantoms, tiny, tmp_path):
+@pytest.fixture
+def small_views(method):
+    """The variants with crops as small as may be."""
+    return {name: functools.partial(make, crop=SIZE) for name, make in method.SEGMENTATION_VIEWS.items()}
+
+
+def test_each_way_has_one_thing_more_than_the_one_before(method, tiny):
+    runs = method.segmentation_runs(method.SEGMENTATION_SIZES["standard"], tiny)
+    assert len(runs) == 16
+    assert {run.batch_size // (2 if run.unlabeled else 1) for run in runs.values()} == {4}  # labelled crops a step
+    changes = [{"transform"}, {"method", "consistency_weight", "switches"}, {"unlabeled", "batch_size"}]
+    for labels in (1, 2, 4, 8):
+        ways = [dataclasses.asdict(run) for key, run in runs.items() if key[0] == labels]
+        for before, after, changed in zip(ways, ways[1:], changes, strict=False):
+            assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_four_ways_train_and_their_records_ship(method, phantoms, tiny, small_views, tmp_path):
     runs = method.segmentation_runs(method.SEGMENTATION_SIZES["smoke"], tiny, "phantom")
-    assert len(runs) == 4 and len({run.steps_per_epoch * run.epochs for run in runs.values()}) == 1
-    views = {
-        name: lambda *arguments, make=make: make(*arguments, crop=32)
-        for name, make in method.SEGMENTATION_VIEWS.items()
-    }
-    runner = helpers.Runner(phantoms, method.build_segmenter, views, [], "test", tmp_path / "runs")
+    runner = helpers.Runner(phantoms, method.build_segmenter, small_views, [], "test", tmp_path / "runs")
     records = runner.train(list(runs.values()))
-    assert all(0 <= record["metrics"]["dice"] <= 1 for record in records)
     helpers.publish(records, tmp_path)
     rows = helpers.read_csv(tmp_path / "runs.csv")
     assert [float(row["iou"]) for row in rows] == [record["metrics"]["iou"] for record in records]
@@ -303,6 +363,18 @@ def test_four_ways_train_and_their_records_ship(method, phantoms, tiny, tmp_path
     figure = helpers.show_overlaps(named, "Overlaps of a test")
     drawn = {line.get_ydata()[0] for line in figure.axes[0].lines if len(line.get_ydata()) == 1}
     assert {record["metrics"]["dice"] for record in records} <= drawn
+
+
+def test_a_run_on_two_devices_ends_as_on_one(method, phantoms, tiny, small_views, tmp_path):
+    runs = method.segmentation_runs(method.SEGMENTATION_SIZES["smoke"] | {"labels": (1,)}, tiny, "phantom")
+    records = []
+    for strategy in (tf.distribute.get_strategy(), helpers.mirrored(("CPU:0", "CPU:1"))):
+        folder = tmp_path / str(strategy.num_replicas_in_sync)
+        runner = helpers.Runner(phantoms, method.build_segmenter, small_views, [], "test", folder)
+        runner.strategy = strategy
+        records += runner.train([runs[1, "consistency, all images"]])
+    one, two = records
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=2e-3, abs=2e-3)
 
 
 def test_the_study_has_three_seeds_of_everything(method):
