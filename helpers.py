@@ -2530,6 +2530,30 @@ def _accuracy(records):
     return shown + f" (n = {len(records)})" * (len(records) > 1)
 
 
+def scale_table(planned, records, caption=""):
+    """How some runs ended, beside the report's accuracy for their transform and method.
+
+    Args:
+        planned: dict of name to Configuration.
+        records: dict of name to record, of those that were trained.
+        caption: of the table.
+
+    Returns:
+        Table, a row a run.
+    """
+    rows = []
+    for name, run in planned.items():
+        printed, cells = REPORT_TABLE[run.transform, run.method][3], ["not run", "–", "–", "–"]
+        if name in records:
+            metrics, row = records[name]["metrics"], records[name]["row"]
+            cells = [f"{metrics[key]:.1%}" for key in ("accuracy", "consistency", "largest_class")]
+            cells += [f"{float(row['seconds']) / 60:.0f} ({row['cores']})"]
+        theirs = "10.0%" if printed == MISPRINT else f"{printed:.1%}"
+        rows.append((name, run.width, run.epochs, f"{run.epochs * run.steps_per_epoch:,}", theirs, *cells))
+    header = ("run", "width", "epochs", "updates", "report: accuracy", "accuracy", "agreement", "largest class")
+    return Table((*header, "minutes (cores)"), rows, caption)
+
+
 class Evidence:
     """Looks numbers up in records for the claims, and remembers which it was asked for.
 
