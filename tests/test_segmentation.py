@@ -360,6 +360,9 @@ def test_four_ways_train_and_their_records_ship(method, phantoms, tiny, small_vi
     named = {(0, *key): record for key, record in zip(runs, records, strict=True)}
     table = helpers.overlap_table(named)
     assert [row[2] for row in table.rows] == [f"{record['metrics']['dice']:.3f}" for record in records]
+    gains = helpers.overlap_gains(named | {(1, *key[1:]): record for key, record in named.items()})
+    dice = [record["metrics"]["dice"] for record in records]
+    assert gains.rows[0][1:] == tuple(f"{100 * step:+.1f} ± 0.0 (n = 2)" for step in np.diff(dice))
     figure = helpers.show_overlaps(named, "Overlaps of a test")
     drawn = {line.get_ydata()[0] for line in figure.axes[0].lines if len(line.get_ydata()) == 1}
     assert {record["metrics"]["dice"] for record in records} <= drawn
