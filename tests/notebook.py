@@ -172,8 +172,8 @@ Two things to know when reading it:
   weights not for {survive_early}. At width 64 it collapses for rotation as well. Section 10 shows what does it.
 
 The report simplified segmentation to classification; section 14 takes it back, with the predictions transformed too. On
-the membranes of ISBI 2012, from one labelled slice and {segmentation_runs} seeds each, the Dice coefficient on the test slices is
-{segmentation}.
+the membranes of ISBI 2012, from one labelled slice and {segmentation_runs} seeds each, the Dice coefficient of the test
+slices is {segmentation}.
 
 The accuracies again, beside those of networks trained as the report's text says (`reported`):
 
