@@ -47,6 +47,7 @@ import matplotlib.lines
 import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
+import PIL.Image
 import psutil
 import scipy.ndimage
 from IPython import get_ipython
@@ -2916,9 +2917,11 @@ def at_strength(transform, strength):
 
 
 def png(figure):
-    """A figure as the bytes of a PNG, for `widgets.Image`."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    """A figure as the bytes of a PNG of 256 colours, a third of the size that it has in all colours."""
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    picture = PIL.Image.open(drawn).convert("RGB")
+    picture.quantize(256, dither=PIL.Image.Dither.NONE).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 
