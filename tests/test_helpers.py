@@ -740,9 +740,10 @@ def test_pictures_can_be_generated_instead(data, monkeypatch):
 # ---------------------------------------------------------------------------------------- results/
 
 
-def test_the_mean_of_distributions_is_summed_up(random):
+def test_the_mean_of_distributions_is_summed_up(method, random):
     probabilities = random.dirichlet(np.ones(10), size=(3, 40)).astype(np.float32)
-    largest, entropy = (helpers.MeasuredModel().measured[name] for name in ("largest_class", "prediction_entropy"))
+    measured = helpers.MeasuredModel(method.build_network(2)).measured
+    largest, entropy = (measured[name] for name in ("largest_class", "prediction_entropy"))
     for batch in probabilities:
         largest.update_state(batch)
         entropy.update_state(batch)
