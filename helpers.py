@@ -3374,6 +3374,8 @@ def overlap_table(records, caption=""):
     Returns:
         Table, a row a number of labelled images and way: mean ± standard deviation over the seeds.
     """
+    if not records:
+        return Table((), [], f"{caption}: no record of these runs is in results/")
     rows = []
     for labels, way in dict.fromkeys(key[1:] for key in records):
         metrics = [record["metrics"] for record in _of_way(records, labels, way)]
@@ -3393,6 +3395,8 @@ def overlap_gains(records, caption=""):
     Returns:
         Table, a row a number of labelled images: mean ± standard deviation of the differences, in hundredths.
     """
+    if not records:
+        return Table((), [], f"{caption}: no record of these runs is in results/")
     ways = list(dict.fromkeys(way for *_, way in records))
     rows = []
     for labels in dict.fromkeys(labels for _, labels, _ in records):
