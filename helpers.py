@@ -451,15 +451,7 @@ def load_cifar10(path=None):
             return keras.datasets.cifar10.load_data()
         except Exception as error:  # Keras raises a bare Exception on a failed download
             raise OSError(f"Keras could not download CIFAR-10: {error}") from error
-    if not pathlib.Path(source).is_file():
-        raise FileNotFoundError(f"There is no file {source}; CIFAR10_NPZ (or path) must name an .npz with CIFAR-10.")
-    try:
-        with np.load(source, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
-    except Exception as error:  # np.load raises half a dozen types on a damaged file
-        raise ValueError(
-            f"{source} is not a readable .npz with x_train, y_train, x_test and y_test: {error}"
-        ) from error
+    arrays = _read_npz(source, ("x_train", "y_train", "x_test", "y_test"), "CIFAR10_NPZ", "CIFAR-10")
     for name, array in arrays.items():
         count = 50000 if name.endswith("train") else 10000
         shape = (count, 32, 32, 3) if name.startswith("x") else (count, 1)
@@ -468,6 +460,19 @@ def load_cifar10(path=None):
         if name.startswith("y") and array.max() > 9:
             raise ValueError(f"{name} in {source} has a label {array.max()}; CIFAR-10's labels are 0 ... 9.")
     return (arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])
+
+
+def _read_npz(source, names, variable, what):
+    """Arrays of these names from an .npz, dict; an error names the environment variable and what it must hold."""
+    if not pathlib.Path(source).is_file():
+        raise FileNotFoundError(f"There is no file {source}; {variable} (or path) must name an .npz with {what}.")
+    try:
+        with np.load(source, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names}
+    except Exception as error:  # np.load raises half a dozen types on a damaged file
+        raise ValueError(
+            f"{source} is not a readable .npz with {', '.join(names[:-1])} and {names[-1]}: {error}"
+        ) from error
 
 
 def generate_shapes(train=12000, test=10000, seed=0):
@@ -753,14 +758,8 @@ def load_membranes(path=None):
     source = path or os.environ.get("ISBI2012_NPZ")
     if not source:
         arrays, source = _download_membranes(), f"{MEMBRANES} (kept in Keras's folder datasets/isbi2012, to be deleted)"
-    elif not pathlib.Path(source).is_file():
-        raise FileNotFoundError(f"There is no file {source}; ISBI2012_NPZ (or path) must name an .npz of ISBI 2012.")
     else:
-        try:
-            with np.load(source, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in MEMBRANE_FOLDERS}
-        except Exception as error:  # np.load raises half a dozen types on a damaged file
-            raise ValueError(f"{source} is not a readable .npz with {', '.join(MEMBRANE_FOLDERS)}: {error}") from error
+        arrays = _read_npz(source, tuple(MEMBRANE_FOLDERS), "ISBI2012_NPZ", "ISBI 2012")
     for name, array in arrays.items():
         if _checksum(np.ascontiguousarray(array).tobytes()) != MEMBRANE_DIGESTS[name]:
             raise ValueError(f"{name} in {source} is not that of ISBI 2012 as used here: its digest is another one.")
