@@ -53,7 +53,7 @@ records: $(VENV)/ready
 	$(BIN)/python tests/records.py $(LIST)
 
 browser: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet -r tests/browser.txt
+	$(BIN)/python -m pip install --quiet -r tests/browser.txt $(CONSTRAINTS:%=-c %)
 	$(BIN)/python tests/browser.py $(SHOTS)
 
 colab: $(VENV)/ready

@@ -110,7 +110,12 @@ RELEASED_SWITCHES = (
 # What may make the method work better, tried one by one in section 11.
 REFINEMENTS = ("ramp_up", "stopped_gradient", "decaying_rate", "averaged_weights", "balanced_batches")
 SWITCHES = RELEASED_SWITCHES + REFINEMENTS
-RECIPES = {"reported": frozenset(), "released": frozenset(RELEASED_SWITCHES)}
+RECIPES = {
+    "reported": frozenset(),
+    "released": frozenset(RELEASED_SWITCHES),
+    # Chosen on the validation images, section 11.
+    "sound": frozenset({"averaged_weights", "balanced_batches", "ramp_up", "stopped_gradient"}),
+}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 METRICS = (
     "loss",
@@ -728,7 +733,7 @@ def split_table(data, ranges):
     )
 
 
-# ------------------------------------------------------------------------- data of section 14
+# ------------------------------------------------------------------------- data of section 12
 
 MEMBRANES = "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane"
 MEMBRANE_FOLDERS = {"images": "train/image", "cells": "train/label", "unlabeled": "test"}
@@ -913,8 +918,8 @@ def _spline_weights(fraction):
 
 
 def _spline_prefilter(length):
-    """Matrix (length, length) float32 that turns samples along an axis into B-spline coefficients."""
-    return scipy.ndimage.spline_filter1d(np.eye(length), axis=0, order=3, mode="mirror").astype(np.float32)
+    """Matrix (length, length) float64 that turns samples along an axis into B-spline coefficients."""
+    return scipy.ndimage.spline_filter1d(np.eye(length), axis=0, order=3, mode="mirror")
 
 
 def pixel_grid(height, width):
@@ -943,7 +948,7 @@ def smooth_displacements(grids, points, height, width):
     """
     scale = [(grids.shape[2] - 1) / (height - 1), (grids.shape[3] - 1) / (width - 1)]
     places = tf.cast(points, tf.float64) * tf.constant(scale, tf.float64)
-    return tf.cast(cubic_sample(tf.transpose(grids, [0, 2, 3, 1]), places), tf.float64)
+    return cubic_sample(tf.cast(tf.transpose(grids, [0, 2, 3, 1]), tf.float64), places)
 
 
 def inside(points, height, width):
@@ -985,33 +990,35 @@ def cubic_sample(images, points):
             gets the value of the nearest one on the border.
 
     Returns:
-        (n, h, w, channels), of the type of `images`.
+        (n, h, w, channels), of the type of `images`; computed in float64 where they are, else in float32.
     """
+    computed = tf.float64 if images.dtype == tf.float64 else tf.float32
     _, height, width, channels = images.shape
     last = tf.constant([height - 1, width - 1], tf.float64)
     points = tf.clip_by_value(tf.cast(points, tf.float64), tf.zeros_like(last), last)
     corner = tf.floor(points)
-    fraction = tf.cast(points - corner, tf.float32)
+    fraction = tf.cast(points - corner, computed)
     row, column = tf.unstack(tf.cast(corner, tf.int32), axis=-1)
 
-    coefficients = tf.einsum("ij,njwc->niwc", _spline_prefilter(height), tf.cast(images, tf.float32))
-    coefficients = tf.einsum("ij,nhjc->nhic", _spline_prefilter(width), coefficients)
+    down, across = (tf.constant(_spline_prefilter(side), computed) for side in (height, width))
+    coefficients = tf.einsum("ij,njwc->niwc", down, tf.cast(images, computed))
+    coefficients = tf.einsum("ij,nhjc->nhic", across, coefficients)
     coefficients = tf.pad(coefficients, [[0, 0], [1, 2], [1, 2], [0, 0]], mode="REFLECT")
     # Four neighbours in a row side by side, so that one gather fetches them together.
     windows = tf.concat([coefficients[:, :, k : k + width] for k in range(4)], axis=-1)
     windows = tf.reshape(windows, [-1, 4 * channels])
     first = tf.range(tf.shape(images)[0])[:, None, None] * (height + 3)
     weights_down, weights_across = (_spline_weights(fraction[..., axis, None]) for axis in (0, 1))
-    sampled = 0.0
-    for down in range(4):
-        taps = tf.gather(windows, (first + row + down) * width + column)
-        across = sum(weights_across[k] * taps[..., k * channels : (k + 1) * channels] for k in range(4))
-        sampled += weights_down[down] * across
+    sampled = tf.zeros([], computed)
+    for tap in range(4):
+        taps = tf.gather(windows, (first + row + tap) * width + column)
+        in_row = sum(weights_across[k] * taps[..., k * channels : (k + 1) * channels] for k in range(4))
+        sampled += weights_down[tap] * in_row
     return tf.cast(sampled, images.dtype)
 
 
 @tf.function(jit_compile=COMPILED)
-def cubic_warp(images, maps, displacements=None):
+def cubic_warp(images, maps):
     """Warp each image by its own map, by cubic splines, 0 where the map leaves the picture.
 
     The same as `elasticdeform.deform_grid(order=3, mode="constant")` (section 2, Transformations),
@@ -1022,8 +1029,6 @@ def cubic_warp(images, maps, displacements=None):
         maps: (n, 2, 3), from output to input: input = map[:, :2] @ (row, column) + map[:, 2], in
             pixels, (0, 0) being the centre of the first pixel. Taken in float64, so that round-off
             does not push a point on the border out of the picture.
-        displacements: (n, height, width, 2), added to what the map gives for each output pixel; none
-            by default. `smooth_displacements` makes them from a few control points.
 
     Returns:
         the warped images, of the shape and type of `images`.
@@ -1031,8 +1036,6 @@ def cubic_warp(images, maps, displacements=None):
     images = tf.convert_to_tensor(images)  # of a variable, the function that is called below would keep hold
     _, height, width, _ = images.shape
     points = affine_points(maps, pixel_grid(height, width)[None])
-    if displacements is not None:
-        points += tf.cast(displacements, tf.float64)
     warped = cubic_sample(images, points)
     return tf.where(inside(points, height, width)[..., None], warped, tf.zeros([], images.dtype))
 
@@ -2580,9 +2583,11 @@ class Evidence:
         """Test accuracy over images and copies, a fraction, mean over the seeds; raises NotRun."""
         return self._mean(transform, method, "accuracy", f"{method}, {transform}: ")
 
-    def agreement(self, transform, method):
-        """How often both predictions agree on the test images, a fraction, mean over the seeds; raises NotRun."""
-        return self._mean(transform, method, "consistency", "agreement ")
+    def collapsed(self, transform, method):
+        """Whether any seed's network calls nearly everything one class and is sure of it; raises NotRun."""
+        self.accuracy(transform, method)
+        self._mean(transform, method, "largest_class", "largest class ")
+        return any(collapsed(record["metrics"]) for record in self._records(transform, method))
 
     def beats(self, transform, method, other):
         """Whether one method is more accurate than another by more than chance explains; raises NotRun.
@@ -2637,6 +2642,7 @@ def check_claims(claims, sources, caption):
                 verdict = f"· (not run: {missing})"
             verdicts.setdefault(claim, []).append(f"{verdict} {'; '.join(found.seen.values())}".strip())
     rows = [(claim, *cells) for claim, cells in verdicts.items()]
+    caption = f"{caption} (✓ holds, ✗ does not, · not run)"
     return Table(("the report says", *(f"by {name}" for name in sources)), rows, caption)
 
 
@@ -2753,7 +2759,7 @@ def show_confusion(answers, labels, classes, title):
         title: of the figure.
     """
     figure, axes = plt.subplots(
-        1, len(answers), figsize=(3.6 * len(answers), 4.2), layout="constrained", sharey=True, squeeze=False
+        1, len(answers), figsize=(3.6 * len(answers), 5), layout="constrained", sharey=True, squeeze=False
     )
     for axis, (method, answer) in zip(axes[0], answers.items(), strict=True):
         counts = tf.math.confusion_matrix(labels, answer, num_classes=len(classes), dtype=tf.float32).numpy()
@@ -2907,6 +2913,7 @@ def _generated_pictures():
 
 
 FLOWING = {"flex_flow": "row wrap"}  # beside each other where there is room, else below
+FITTING = {"width": "0", "min_width": "100%"}  # as wide as the cell, however wide what is in it would like to be
 
 
 def at_strength(transform, strength):
@@ -2920,7 +2927,8 @@ def png(figure):
     drawn, buffer = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
     picture = PIL.Image.open(drawn).convert("RGB")
-    picture.quantize(256, dither=PIL.Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    coverage = PIL.Image.Quantize.MAXCOVERAGE  # so that small things, such as a coloured title, keep their colour
+    picture.quantize(256, coverage, dither=PIL.Image.Dither.NONE).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 
@@ -2955,7 +2963,7 @@ def transform_preview(pictures, transforms):
     for control in (choice, strength, draw):
         control.observe(show, names="value")
     show()
-    return widgets.VBox([widgets.HBox([choice, strength, draw], layout=FLOWING), shown])
+    return widgets.VBox([widgets.HBox([choice, strength, draw], layout=FLOWING), shown], layout=FITTING)
 
 
 def stagnation_epoch(history):
@@ -3174,21 +3182,28 @@ def survival_table(records, caption=""):
 
 
 def show_survival(records, panels, title):
-    """The validation loss of short continuations, step by step: a thin line a seed.
+    """The validation loss of short continuations, step by step: a thin line a seed, a colour a state to start from.
 
     Args:
-        records: dict of (seed, name) to record.
+        records: dict of (seed, name) to record, of the continuations and of what they start from.
         panels: dict of a panel's title to the names it shows.
         title: of the figure.
     """
     figure, axes = plt.subplots(2, 2, figsize=(12, 7), layout="constrained", sharex=True, sharey=True)
+    starts = {record["id"]: name for (_, name), record in records.items()}
+    states = [name for (_, name), record in records.items() if not record["configuration"]["starting_run"]]
+    colors = dict(zip(dict.fromkeys(states), WAY_COLORS, strict=False))
     for axis, (heading, names) in zip(axes.flat, panels.items(), strict=True):
-        for name, color in zip(names, WAY_COLORS, strict=False):
+        shown = collections.Counter()  # of the ways from a state, to tell them apart by their dashes
+        for name in names:
             lines = [record for key, record in records.items() if key[1] == name]
             for label, record in zip([name, *[None] * len(lines)], lines, strict=False):
+                state = starts[record["configuration"]["starting_run"]]
+                shown[state] += label is not None
+                look = {"color": colors[state], "linestyle": ("-", "--", ":")[shown[state] - 1]}
                 losses = [epoch["val_loss_supervised"] for epoch in record["history"]]
                 steps = record["configuration"]["steps"] * np.arange(1, len(losses) + 1)
-                axis.plot(steps, losses, color=color, linewidth=1.2, alpha=0.8, label=label)
+                axis.plot(steps, losses, **look, linewidth=1.2, alpha=0.8, label=label)
         axis.axhline(0.9 * math.log(1e7), color="gray", linestyle=":", linewidth=1)
         axis.set(title=heading, ylim=(0, 16))
         if axis.lines[:-1]:  # without results/ there is nothing to name, and Matplotlib would warn
@@ -3289,6 +3304,44 @@ def refinement_table(records, caption=""):
     return Table(header, rows, caption)
 
 
+def labels_table(accuracies, caption=""):
+    """Accuracy by the number of labels and what there is to learn from besides.
+
+    Args:
+        accuracies: dict of (labels, name of the rest) to test accuracy, or to None where there is none.
+        caption: of the table.
+
+    Returns:
+        Table, a row a number of labels.
+    """
+    counts, rest = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
+    rows = [
+        (f"{count:,}", *(spread([value] if (value := accuracies[count, name]) is not None else []) for name in rest))
+        for count in counts
+    ]
+    return Table(("labels", *rest), rows, caption)
+
+
+def show_labels(accuracies, title):
+    """The runs of `labels_table` as a figure: a line for each of what there is besides labels."""
+    if not any(accuracies.values()):
+        return Table((), [], f"{title}: no record of these runs is in results/")
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    counts = sorted({count for count, _ in accuracies})
+    for name, color, style in zip(
+        dict.fromkeys(name for _, name in accuracies), WAY_COLORS, ("--", ":", "-", "-"), strict=False
+    ):
+        values = [np.nan if accuracies[count, name] is None else accuracies[count, name] for count in counts]
+        axis.plot(counts, values, style, color=color, marker="o", label=name)
+    axis.set(xscale="log", xlabel="labelled images", ylabel="test accuracy, image and copy")
+    axis.set_xticks(counts, [f"{count:,}" for count in counts])
+    axis.set_xticks([], minor=True)
+    axis.yaxis.set_major_formatter("{x:.0%}")
+    axis.legend(frameon=False)
+    figure.suptitle(title)
+    return _shown(figure)
+
+
 def show_accuracy(sources, title):
     """Accuracy by transform and method, the report's (hatched) beside that of some sources (as for `table_1`).
 
@@ -3360,7 +3413,7 @@ def alternative_text(figure):
     return ". ".join(filter(None, parts)).replace("\n", " ") + "."
 
 
-# ---------------------------------------------------------------- tables and figures of section 14
+# ---------------------------------------------------------------- tables and figures of section 12
 
 
 def overlap_table(records, caption=""):
@@ -3721,7 +3774,9 @@ class Playground:
     """A panel in which the reader trains small networks with settings of their own.
 
     A try is two runs: one with the consistency loss and its supervised baseline. They train in a thread, so that the
-    kernel is free to hear of Stop, and are kept like all other runs. Nothing trains before Train is pressed.
+    kernel is free to hear of Stop, and are kept like all other runs. Nothing trains before Train is pressed. Colab does
+    not show what a thread does to widgets (googlecolab/colabtools issue 3373): there they train in the foreground, and
+    to stop them takes an interrupt of the kernel.
 
     Args:
         runner: Runner, best one of its own: the transforms at the chosen strengths are added to it.
@@ -3729,12 +3784,14 @@ class Playground:
             and epochs) to two Configurations, the try's and the baseline's, with the same name of a transform.
         labeled: numbers of labels to choose from.
         settings: as of `read_settings`; where the controls stand at first.
+        foreground: whether to train in the press of the button, not in a thread; by default in Colab alone.
     """
 
     PAUSE = 2.0  # seconds at least between two drawings of the curves
 
-    def __init__(self, runner, make_runs, labeled, settings):
+    def __init__(self, runner, make_runs, labeled, settings, foreground=None):
         self.runner, self.make_runs = runner, make_runs
+        self.foreground = "google.colab" in sys.modules if foreground is None else foreground
         self.transforms = dict(runner.transforms)
         self.tries, self.stop, self.thread = {}, threading.Event(), None
         wide = {
@@ -3766,6 +3823,7 @@ class Playground:
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.train_button.on_click(self._pressed_train)
         self.stop_button.on_click(self._pressed_stop)
+        stop = widgets.HTML("To stop: <i>Runtime → Interrupt execution</i>.") if self.foreground else self.stop_button
         self.status, self.table = widgets.HTML(), widgets.HTML(layout={"overflow": "auto", "max_width": "100%"})
         fitting = {
             "flex": "1 1 300px",
@@ -3779,11 +3837,12 @@ class Playground:
         self.panel = widgets.VBox(
             [
                 widgets.HBox(list(vars(self.controls).values()), layout=FLOWING),
-                widgets.HBox([self.train_button, self.stop_button], layout=FLOWING),
+                widgets.HBox([self.train_button, stop], layout=FLOWING),
                 self.status,
                 widgets.HBox([self.curves, self.pictures], layout=FLOWING),
                 self.table,
-            ]
+            ],
+            layout=FITTING,
         )
 
     def choice(self):
@@ -3798,6 +3857,9 @@ class Playground:
             return
         self.train_button.disabled, self.stop_button.disabled = True, False
         self.stop.clear()
+        if self.foreground:
+            self._work(self.choice())
+            return
         self.thread = threading.Thread(target=self._work, args=(self.choice(),), daemon=True)
         self.thread.start()
 
@@ -3811,7 +3873,7 @@ class Playground:
         self.status.value = f'<div style="color:{color}; line-height:1.4">{html.escape(text)}</div>'
 
     def _work(self, choice):
-        """Train a try, in the thread. Whatever goes wrong is told in the panel: nobody else would hear of it."""
+        """Train a try. Whatever goes wrong is told in the panel: nobody else would hear of it."""
         try:
             self._tell("Building the network; the first step takes longest.")
             self._tell(self._train(choice))
@@ -3835,7 +3897,7 @@ class Playground:
             self._show_state()
             self.runner.train([baseline], self._make_watch)
             end = f"Done in {duration(time.perf_counter() - began)}."
-        except Stopped:
+        except (Stopped, KeyboardInterrupt):  # the second in the foreground
             end = "Stopped. With the same settings Train goes on from the last finished epoch."
             self._tell(end)  # at once: the pictures take a second or two
             if baseline.id not in self.watches:

@@ -30,6 +30,7 @@ LAB_SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": '{"windowingMode": "none"}',
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": '{"fetchNews": "false"}',
 }
+HANDLE = ":is(.noUi-handle, .ui-slider-handle)"  # of a slider, in ipywidgets 8 and 7
 WIDE, NARROW = (1280, 1600), (420, 1600)  # pixels: a computer's window, a phone's
 
 try:
@@ -188,9 +189,9 @@ class Page:
 
     def move_sliders(self, panel):
         """Move every slider of a panel by the keyboard, one step down and up; each must show another value between."""
-        sliders = panel.find_elements(By.CSS_SELECTOR, ".widget-inline-hbox:has(.noUi-handle)")
+        sliders = panel.find_elements(By.CSS_SELECTOR, f".widget-inline-hbox:has({HANDLE})")
         for slider in sliders:
-            handle = slider.find_element(By.CSS_SELECTOR, ".noUi-handle")
+            handle = slider.find_element(By.CSS_SELECTOR, HANDLE)
             label, readout = (slider.find_element(By.CSS_SELECTOR, f".widget-{part}") for part in ("label", "readout"))
             shown = [readout.text]
             for key in (Keys.ARROW_LEFT, Keys.ARROW_RIGHT):
@@ -204,12 +205,12 @@ class Page:
         """Press keys on the slider of this label."""
         path = f".//label[normalize-space()='{label}']/.."
         slider = panel.find_element(By.XPATH, path)
-        slider.find_element(By.CSS_SELECTOR, ".noUi-handle").send_keys(*keys)
+        slider.find_element(By.CSS_SELECTOR, HANDLE).send_keys(*keys)
 
     def fits(self, panel, what):
-        """Nothing in a panel may stick out of it to the right, but for tables, which scroll."""
+        """Nothing in a panel may stick out of its cell to the right, but for tables, which scroll."""
         script = """
-            const limit = arguments[0].getBoundingClientRect().right + 1;
+            const limit = arguments[0].closest('.jp-OutputArea').getBoundingClientRect().right + 1;
             return [...arguments[0].querySelectorAll('.widget-hbox, .widget-inline-hbox, button, img, label')]
                 .filter(part => part.offsetWidth && part.getBoundingClientRect().right > limit)
                 .map(part => part.className + ' ' + part.textContent.slice(0, 40));

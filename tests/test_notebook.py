@@ -39,6 +39,7 @@ def test_the_committed_notebook_is_small_portable_and_shows_no_cifar10(committed
     assert notebook.NOTEBOOK.stat().st_size < 5 * 2**20
     assert "widgets" not in committed.metadata
     text = notebook.NOTEBOOK.read_text()
+    assert "widget-view" not in text and "[Controls." in text
     assert not re.search(r"/(home|root|work|Users|tmp)/", text)
     shown = next(cell for cell in code if "helpers.sample_pictures" in cell.source)
     assert "generated" in shown.outputs[0].text
@@ -57,6 +58,7 @@ def test_method_cells_only_define(code):
 
 def test_the_first_screen_is_made_from_the_shipped_records(committed, method):
     assert committed.cells[0].source == notebook.first_screen(method).strip()
+    assert notebook.headline(method) in notebook.README.read_text()
     rows = {row["id"]: row for row in helpers.read_csv(notebook.ROOT / "results" / "runs.csv")}
     runs = method.grid_references("mixed_bfloat16")
     for (transform, name), printed in helpers.REPORT_TABLE.items():
@@ -86,7 +88,7 @@ def test_shipped_rows_have_their_curves_and_the_id_of_their_settings():
 
 
 def test_readme_gives_the_presets_sizes(method):
-    lines = (notebook.ROOT / "README.md").read_text().splitlines()
+    lines = notebook.README.read_text().splitlines()
     for name, sizes in method.PRESETS.items():
         line = next(line for line in lines if line.startswith(f"| `{name}` |"))
         epochs = ", ".join(str(sizes[key]) for key in ("epochs_supervised", "epochs_early", "epochs"))
@@ -96,7 +98,7 @@ def test_readme_gives_the_presets_sizes(method):
 
 def test_readme_shows_the_shipped_benchmark():
     results = helpers.shipped("benchmark.json")
-    assert benchmark.markdown(results) in (notebook.ROOT / "README.md").read_text()
+    assert benchmark.markdown(results) in notebook.README.read_text()
     assert results["step_speedup"].keys() == {"noise", "shift", "rotation"}
 
 

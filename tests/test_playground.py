@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import sys
 import time
 import types
 
@@ -187,6 +188,30 @@ def test_stop_ends_within_a_second_and_train_goes_on_from_the_last_epoch(playgro
     assert record["history"][: len(kept)] == kept and len(record["history"]) == 8
     assert playground.watches[run.id].points[0][0] == len(kept) * run.steps + 1  # began after the last finished epoch
     assert ">8 | 8 of 8</td>" in playground.table.value
+
+
+def test_in_colab_it_trains_in_the_foreground_until_it_is_interrupted(runner, make_runs, tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    playground = helpers.Playground(runner, make_runs, [48, 96], tiny)
+    buttons = playground.panel.children[1].children
+    assert playground.stop_button not in buttons and "Interrupt execution" in buttons[1].value
+    playground.controls.epochs.value = 8
+    report, steps = playground._report, []
+
+    def interrupted(watch, note):
+        report(watch, note)
+        steps.append(note)
+        if len(watch.points) > 1.5 * watch.configurations[0].steps:
+            raise KeyboardInterrupt  # as the kernel does it, in the midst of training
+
+    monkeypatch.setattr(playground, "_report", interrupted)
+    playground.train_button.click()  # comes back when it has ended
+    assert "Stopped" in playground.status.value and not playground.train_button.disabled and steps
+    run = playground.runs[0]
+    assert 1 <= len(runner.history(run)) < 8 and runner.record(run) is None and is_picture(playground.pictures)
+    monkeypatch.setattr(playground, "_report", report)
+    playground.train_button.click()
+    assert "Done in" in playground.status.value and len(runner.record(run)["history"]) == 8
 
 
 def test_stop_while_it_waits_for_another_training(playground):

@@ -250,6 +250,11 @@ def test_the_rate_decays_to_nothing_and_the_averages_are_what_is_kept(method, da
         np.testing.assert_allclose(one, two, atol=1e-6)  # averaging does not change the training
         np.testing.assert_allclose(kept, average, atol=1e-6)
     assert any(np.abs(one.numpy() - kept.numpy()).max() > 1e-4 for one, kept in zip(plain, mean, strict=True))
+    raw, averaged = (
+        {layer.momentum for layer in model.network.layers if isinstance(layer, helpers.BatchNormalization)}
+        for model in map(runner.model, (run, averaged))
+    )
+    assert raw == {0.9} and averaged == {0.99}  # statistics of as many steps as the averages hold
 
 
 @pytest.mark.parametrize("labeled, unlabeled", [(range(6), range(6, 50)), (range(30), range(30, 34)), (range(6), ())])
@@ -347,17 +352,16 @@ def test_survival_exchanges_only_what_it_names(method, tiny):
     assert len({run.id for run in runs.values()}) == len(runs)
 
 
-def test_every_refinement_is_added_alone_and_then_all_together(method):
-    runs = method.refinement_references("float32")
+def test_every_refinement_is_tried_alone_and_the_recipe_sound_with_them(method):
+    runs, grid = method.refinement_references("float32"), method.grid_references("float32")
     assert runs["reported", "SemiC"].active == runs["reported", "Supervised"].active == set()
-    everything = {"one_sided_loss", *helpers.REFINEMENTS}
-    assert {name for name, _ in runs} == everything | {"reported", "all of them"}
-    for name in everything:
+    alone = {"one_sided_loss", *helpers.REFINEMENTS}
+    assert {name for name, _ in runs} == alone | {"reported", "sound"}
+    for name in alone:
         assert runs[name, "SemiC"].active == {name}
         assert ((name, "Supervised") in runs) == (name not in ("ramp_up", "stopped_gradient"))
-    assert runs["all of them", "SemiC"].active == everything
-    assert runs["all of them", "Supervised"].active == everything - {"ramp_up", "stopped_gradient"}
     for method_name in ("Supervised", "SemiC"):
+        assert runs["sound", method_name] == grid["sound", "shift", method_name, 0]
         steps = {run.epochs * run.steps_per_epoch for (_, name), run in runs.items() if name == method_name}
         assert len(steps) == 1
 
@@ -365,9 +369,38 @@ def test_every_refinement_is_added_alone_and_then_all_together(method):
 def test_the_grid_has_every_experiment_of_table_1_in_every_recipe(method):
     runs = method.grid_references("float32")
     for recipe in helpers.RECIPES:
-        assert {key[1:3] for key in runs if key[0] == recipe and key[2] != "early-stopped"} == set(helpers.REPORT_TABLE)
-        for transform in ("noise", "shift", "rotation"):
-            assert runs[recipe, transform, "SemiCTE", 0].starting_run == runs[recipe, transform, "early-stopped", 0].id
+        expected = set(helpers.REPORT_TABLE)
+        if recipe == "sound":
+            expected -= set(itertools.product(("noise", "rotation"), ("SemiCT", "SemiCTE")))
+        assert {key[1:3] for key in runs if key[0] == recipe and key[2] != "early-stopped"} == expected
+        for transform, name in expected:
+            if name == "SemiCTE":
+                start = runs[recipe, transform, "early-stopped", 0].id
+                assert runs[recipe, transform, "SemiCTE", 0].starting_run == start
         for name in ("Supervised", "SemiC"):
             assert {key[3] for key in runs if key[:3] == (recipe, "shift", name)} == {0, 1, 2}
     assert all(run.recipe == key[0] for key, run in runs.items())
+
+
+def test_the_study_of_labels_changes_only_what_there_is_to_learn_from(method):
+    runs, grid = method.labels_references("float32"), method.grid_references("float32")
+    assert len(runs) == len(set(runs.values())) == 12
+    assert {(run.method, run.epochs * run.steps_per_epoch) for run in runs.values()} == {
+        ("Supervised", 2560),
+        ("SemiC", 2520),
+    }
+    for (labeled, name), run in runs.items():
+        shared = {"labeled": 4000, "unlabeled": 45000 if run.method == "SemiC" else 0}
+        assert run.labeled == labeled and (f"{run.unlabeled:,} unlabelled" in name) == (run.method == "SemiC")
+        assert dataclasses.replace(run, **shared) == grid["sound", "shift", run.method, 0]
+
+
+def test_labels_are_shown_by_their_number_with_gaps_where_there_is_no_run():
+    accuracies = {(250, "alone"): 0.25, (250, "more"): None, (4000, "alone"): 0.5, (4000, "more"): 0.75}
+    table = helpers.labels_table(accuracies)
+    assert table.header == ("labels", "alone", "more")
+    assert [tuple(row) for row in table.rows] == [("250", "25.0%", "not run"), ("4,000", "50.0%", "75.0%")]
+    (axis,) = helpers.show_labels(accuracies, "by labels").axes
+    alone, more = axis.lines
+    assert list(alone.get_ydata()) == [0.25, 0.5] and np.isnan(more.get_ydata()[0]) and more.get_ydata()[1] == 0.75
+    assert "no record" in helpers.show_labels(dict.fromkeys(accuracies), "by labels").caption

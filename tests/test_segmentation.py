@@ -1,4 +1,4 @@
-"""Section 14: deformations, their composition, labels that move with their images, and the runs."""
+"""Section 12: deformations, their composition, labels that move with their images, and the runs."""
 
 import dataclasses
 import functools
