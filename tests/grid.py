@@ -26,11 +26,11 @@ SIZES |= {"epochs_supervised": 3, "epochs_early": 1, "epochs": 3}
 RANGES = {"labeled": (0, 400), "unlabeled": (400, 1000), "validation": (1000, 1200)}
 
 
-def small_network(width, classes=10):
+def small_network(width, classes=10, momentum=0.9):
     """A network with what a checkpoint must keep, in a third of the time that the notebook's takes to be compiled."""
     images = outputs = keras.Input((32, 32, 3))
     outputs = keras.layers.Conv2D(width, 3, strides=4, activation="relu")(outputs)
-    outputs = helpers.BatchNormalization(momentum=0.9)(outputs)
+    outputs = helpers.BatchNormalization(momentum=momentum)(outputs)
     outputs = keras.layers.Dropout(0.5)(outputs)
     outputs = keras.layers.GlobalAveragePooling2D()(outputs)
     return keras.Model(images, keras.layers.Dense(classes, dtype="float32")(outputs))
