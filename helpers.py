@@ -3784,14 +3784,13 @@ class Playground:
             and epochs) to two Configurations, the try's and the baseline's, with the same name of a transform.
         labeled: numbers of labels to choose from.
         settings: as of `read_settings`; where the controls stand at first.
-        foreground: whether to train in the press of the button, not in a thread; by default in Colab alone.
     """
 
     PAUSE = 2.0  # seconds at least between two drawings of the curves
 
-    def __init__(self, runner, make_runs, labeled, settings, foreground=None):
+    def __init__(self, runner, make_runs, labeled, settings):
         self.runner, self.make_runs = runner, make_runs
-        self.foreground = "google.colab" in sys.modules if foreground is None else foreground
+        self.foreground = "google.colab" in sys.modules
         self.transforms = dict(runner.transforms)
         self.tries, self.stop, self.thread = {}, threading.Event(), None
         wide = {

@@ -149,7 +149,9 @@ def headline(method):
     hours = sum(float(row["seconds"]) for row in rows) / 3600
     caption = (
         "Accuracy on the test images and their transformed copies after the last epoch, the report's beside ours in "
-        f"{len(table.header) - 3} recipes: {len(rows)} runs at width {settings.width}, {hours:.1f} hours of training, "
+        f"{len(table.header) - 3} recipes: {len(rows)} runs at width {settings.width} on {settings.labeled:,} labelled "
+        f"and {settings.unlabeled:,} unlabelled images (`sound`: {settings.unlabeled_pool:,}), {hours:.1f} hours of "
+        "training, "
         f"without a GPU, on {' or '.join(made['cores'])} cores of {' or '.join(made['device'])}, {made['date'][0]} to "
         f"{made['date'][-1]}. One seed (n = 1) unless n says otherwise; then mean ± standard deviation."
     )
