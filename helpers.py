@@ -3333,7 +3333,7 @@ def show_labels(accuracies, title):
     ):
         values = [np.nan if accuracies[count, name] is None else accuracies[count, name] for count in counts]
         axis.plot(counts, values, style, color=color, marker="o", label=name)
-    axis.set(xscale="log", xlabel="labelled images", ylabel="test accuracy, image and copy")
+    axis.set(xscale="log", xlabel="labelled images", ylabel="test accuracy, image and copy", ylim=(0, 1))
     axis.set_xticks(counts, [f"{count:,}" for count in counts])
     axis.set_xticks([], minor=True)
     axis.yaxis.set_major_formatter("{x:.0%}")
