@@ -1983,9 +1983,10 @@ class LiveStatus(keras.callbacks.Callback):
         super().__init__()
         self.caption = caption
         self.numbers, self.total, self.configurations = numbers, total, configurations
+        self.titles = told_apart(configurations)
         self.rows = [
-            (f"{number} of {total}", run.title, f"0 of {run.epochs}", "", "", "waiting")
-            for number, run in zip(numbers, configurations, strict=True)
+            (f"{number} of {total}", title, f"0 of {run.epochs}", "", "", "waiting")
+            for number, title, run in zip(numbers, self.titles, configurations, strict=True)
         ]
         self.current, self.shown_at, self.trained_pairs, self.spent, self.compiling = 0, 0.0, 0, 0.0, []
         self.handle = self.open()
@@ -2062,7 +2063,7 @@ class LiveStatus(keras.callbacks.Callback):
         )
         self.rows[self.current] = (
             f"{self.numbers[self.current]} of {self.total}",
-            run.title,
+            self.titles[self.current],
             f"{self.epoch + 1} of {run.epochs}",
             "{loss:.3f} ({loss_supervised:.3f}, {loss_consistency:.3f})".format(**logs),
             "" if accuracy is None else f"{accuracy:.1%}",
@@ -2070,6 +2071,14 @@ class LiveStatus(keras.callbacks.Callback):
         )
         self.shown_at = time.perf_counter()
         self.say(note)
+
+
+def told_apart(configurations):
+    """The titles of some runs, with the learning rate where two that differ in it would read alike."""
+    rates = collections.defaultdict(set)
+    for run in configurations:
+        rates[run.title].add(run.learning_rate)
+    return [run.title + f", rate {run.learning_rate:g}" * (len(rates[run.title]) > 1) for run in configurations]
 
 
 def collapsed(metrics, prefix=""):
@@ -3041,6 +3050,43 @@ def curve_table(records, caption=""):
     return Table(header, rows, f"Read from the curves; loss and accuracy on the validation images{caption}")
 
 
+def show_by_updates(records, title, mark):
+    """Validation accuracy by the number of updates, a panel a width, a line a method.
+
+    Args:
+        records: dict of name to record.
+        title: of the figure.
+        mark: dict of one number of updates, where a dotted line is drawn, to what it says.
+
+    Returns:
+        The figure. A point is a mean over as many updates as the longest epoch in its panel has, so that a method with
+        shorter epochs, which is validated more often, does not look more restless.
+    """
+    if not records:
+        return Table((), [], f"{title}: no record of these runs is in results/")
+    runs = [(Configuration(**record["configuration"]), record["history"]) for record in records.values()]
+    widths = sorted({run.width for run, _ in runs})
+    figure, axes = plt.subplots(
+        1, len(widths), figsize=(max(8, 6 * len(widths)), 4), layout="constrained", sharey=True, squeeze=False
+    )
+    for axis, width in zip(axes.flat, widths, strict=True):
+        shown = [(run, history) for run, history in runs if run.width == width]
+        longest = max(run.steps_per_epoch for run, _ in shown)
+        for run, history in shown:
+            updates = run.steps_per_epoch * np.arange(1, len(history) + 1)
+            accuracy = np.array([epoch["val_accuracy"] for epoch in history])
+            parts = [accuracy[np.ceil(updates / longest) == part] for part in range(1, updates[-1] // longest + 1)]
+            ends = longest * np.arange(1, len(parts) + 1)
+            axis.plot(ends, [np.mean(part) for part in parts], color=COLORS[run.method], label=run.method)
+        for updates, label in mark.items():
+            axis.axvline(updates, color="gray", linestyle=":", linewidth=1, label=label)
+        axis.set(title=f"Width {width}", xlabel="updates", ylabel="validation accuracy", xlim=(0, None))
+        axis.yaxis.set_major_formatter("{x:.0%}")
+        axis.legend(frameon=False, loc="lower right")
+    figure.suptitle(title)
+    return _shown(figure)
+
+
 def show_strips(strips, title):
     """Pictures step by step: dict of row title to dict of step to float (n, h, w, 3), 0 ... 1."""
     figure, axes = plt.subplots(len(strips), 1, figsize=(12, 1.2 * len(strips) + 0.6), layout="constrained")
@@ -3253,7 +3299,7 @@ def show_attribution(accuracies, title):
     for method in ("Supervised", "SemiC"):
         runs = [list(_of_state(accuracies, state, method).values()) for state in states]
         _dots_and_means(left, runs, COLORS[method], method)
-    _dots_and_means(right, [_gains(accuracies, state) for state in states], "dimgray", "SemiC less Supervised")
+    _dots_and_means(right, [_gains(accuracies, state) for state in states], "dimgray", "SemiC − Supervised")
     right.axhline(0, color="gray", linestyle=":", linewidth=1)
     for axis, label in ((left, "test accuracy, image and copy"), (right, "gain in test accuracy")):
         axis.set(ylabel=label, xlim=(-0.4, len(states) - 0.6))
@@ -3285,7 +3331,8 @@ def refinement_table(records, caption=""):
     """What each refinement does on the validation images.
 
     Args:
-        records: dict of (name, method) to record; the methods are Supervised and SemiC.
+        records: dict of (name, method) to record, or to None where there is none; the methods are Supervised and
+            SemiC. A refinement that has no key with a method does not apply to it.
         caption: of the table.
 
     Returns:
@@ -3295,9 +3342,9 @@ def refinement_table(records, caption=""):
     for name in dict.fromkeys(name for name, _ in records):
         cells = []
         for method in ("Supervised", "SemiC"):
-            history = records.get((name, method), {"history": []})["history"][-10:]
+            history = (records.get((name, method)) or {"history": []})["history"][-10:]
             accuracies = [epoch["val_accuracy"] for epoch in history]
-            cells += [spread(accuracies[-1:]), spread(accuracies)]
+            cells += [spread(accuracies[-1:]), spread(accuracies)] if (name, method) in records else ["–", "–"]
         agreement = [epoch["val_consistency"] for epoch in history[-1:]]
         rows.append((name, *cells, spread(agreement)))
     header = ("added to reported", "Supervised", "its last ten epochs", "SemiC", "its last ten epochs", "agreement")
@@ -3461,7 +3508,7 @@ def overlap_gains(records, caption=""):
             gains = [100 * (dice[1][seed] - dice[0][seed]) for seed in sorted(dice[0].keys() & dice[1].keys())]
             cells.append(spread(gains, ".1f", signed=True) + (f" (n = {len(gains)})" if gains else ""))
         rows.append((labels, *cells))
-    header = (f"{after} less {before}" for before, after in itertools.pairwise(ways))
+    header = (f"{after}, over {before}" for before, after in itertools.pairwise(ways))
     return Table(("labelled images", *header), rows, caption)
 
 

@@ -667,7 +667,7 @@ def test_the_attribution_compares_seed_by_seed():
     assert rows[0] == ("released", "51.0% ± 1.4%", "59.0% ± 1.4%", "+8.0% ± 2.8%", 2)
     assert rows[1] == ("reported", "61.0% ± 1.4%", "64.0%", "+4.0%", 1)
     _, right = helpers.show_attribution(ACCURACIES, "title").axes
-    means = [line.get_ydata() for line in right.lines if line.get_label() == "SemiC less Supervised"]
+    means = [line.get_ydata() for line in right.lines if line.get_label() == "SemiC − Supervised"]
     np.testing.assert_allclose(means[0], [0.08, 0.04])
     assert helpers.spread([]) == "not run"
 
@@ -710,10 +710,35 @@ def test_continuations_are_shown_from_where_they_start():
     assert lines[2][0][2] == [0.2, 0.3, 0.4] and [axis.get_title() for axis in axes[:2]] == ["noise", "shift"]
 
 
+def test_methods_are_compared_after_as_many_updates(record):
+    def run(method, steps, accuracies):
+        configuration = record["configuration"] | {"method": method, "steps": steps}
+        history = [{"val_accuracy": accuracy} for accuracy in accuracies]
+        return {"configuration": configuration, "history": history}
+
+    records = {"a": run("SemiC", 30, (0.2, 0.6)), "b": run("Supervised", 10, (0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.9))}
+    (axis,) = helpers.show_by_updates(records, "title", {15: "here"}).axes
+    lines = {line.get_label(): line.get_data() for line in axis.lines}
+    np.testing.assert_allclose(lines["SemiC"], [[30, 60], [0.2, 0.6]])
+    np.testing.assert_allclose(lines["Supervised"], [[30, 60], [0.2, 0.6]])  # the seventh epoch begins another part
+    assert list(lines["here"][0]) == [15, 15]
+    assert "no record" in repr(helpers.show_by_updates({}, "title", {}))
+
+
 def test_refinements_are_judged_by_the_last_epochs(record):
     epochs = [{"val_accuracy": value, "val_consistency": 0.8} for value in (0.1, *[0.5] * 9, 0.6)]
-    rows = helpers.refinement_table({("reported", "SemiC"): {"history": epochs}}).rows
-    assert rows == [("reported", "not run", "not run", "60.0%", "51.0% ± 3.2%", "80.0%")]
+    records = {("reported", "Supervised"): None, ("reported", "SemiC"): {"history": epochs}, ("ramp_up", "SemiC"): None}
+    assert helpers.refinement_table(records).rows == [
+        ("reported", "not run", "not run", "60.0%", "51.0% ± 3.2%", "80.0%"),
+        ("ramp_up", "–", "–", "not run", "not run", "not run"),  # it does not apply to Supervised
+    ]
+
+
+def test_runs_that_differ_in_the_rate_are_told_apart(record):
+    fast = helpers.Configuration(**record["configuration"])
+    slow, other = dataclasses.replace(fast, learning_rate=1e-5), dataclasses.replace(fast, transform="noise")
+    assert helpers.told_apart([fast, other]) == ["SemiC, shift", "SemiC, noise"]
+    assert helpers.told_apart([fast, slow]) == ["SemiC, shift, rate 0.001", "SemiC, shift, rate 1e-05"]
 
 
 def test_durations_are_said_as_people_do():
