@@ -94,8 +94,7 @@ def without_widgets(notebook):
 def first_screen(method):
     """The notebook's first cell: Table 1 beside the records of the preset `standard` in results/."""
     grid = helpers.shipped_grid(method.grid_references)
-    records = [record for found in grid.values() for runs in found.values() for record in runs]
-    rows = [record["row"] for record in records]
+    rows = _rows(grid)
     settings = preset_settings(method, "standard")
     fallen = [f"{key[1]} for {key[0]} ({recipe})" for recipe, found in grid.items() for key in _collapsed(found)]
     shares = helpers.shipped_records(method.share_references)
@@ -131,8 +130,8 @@ def first_screen(method):
         labeled=f"{settings.labeled:,}",
         unlabeled=f"{settings.unlabeled:,}",
         epochs=f"{settings.epochs_supervised} (Supervised) or {settings.epochs} (the others)",
-        count=len(records),
-        hours=f"{sum(float(row['seconds']) for row in rows) / 3600:.1f}",
+        count=len(rows),
+        hours=_hours(rows),
         machines="; ".join(machines),
         versions="; ".join(versions),
         dates=" to ".join(dict.fromkeys((min(row["date"] for row in rows), max(row["date"] for row in rows)))),
@@ -142,20 +141,28 @@ def first_screen(method):
 def headline(method):
     """README's table of accuracies, from the same records: Markdown."""
     grid = helpers.shipped_grid(method.grid_references)
-    rows = [record["row"] for found in grid.values() for runs in found.values() for record in runs]
+    rows = _rows(grid)
     settings = preset_settings(method, "standard")
     table = helpers.accuracy_table({recipe: found for recipe, found in grid.items() if found})
     made = {name: sorted({row[name] for row in rows}) for name in ("device", "cores", "date")}
-    hours = sum(float(row["seconds"]) for row in rows) / 3600
     caption = (
         "Accuracy on the test images and their transformed copies after the last epoch, the report's beside ours in "
         f"{len(table.header) - 3} recipes: {len(rows)} runs at width {settings.width} on {settings.labeled:,} labelled "
-        f"and {settings.unlabeled:,} unlabelled images (`sound`: {settings.unlabeled_pool:,}), {hours:.1f} hours of "
+        f"and {settings.unlabeled:,} unlabelled images (`sound`: {settings.unlabeled_pool:,}), {_hours(rows)} hours of "
         "training, "
         f"without a GPU, on {' or '.join(made['cores'])} cores of {' or '.join(made['device'])}, {made['date'][0]} to "
         f"{made['date'][-1]}. One seed (n = 1) unless n says otherwise; then mean ± standard deviation."
     )
     return f"{caption}\n\n{table.markdown()}"
+
+
+def _rows(grid):
+    """Rows of `results/runs.csv` behind a grid of records."""
+    return [record["row"] for found in grid.values() for records in found.values() for record in records]
+
+
+def _hours(rows):
+    return f"{sum(float(row['seconds']) for row in rows) / 3600:.1f}"
 
 
 def _collapsed(found):
