@@ -2601,10 +2601,10 @@ class Evidence:
     def beats(self, transform, method, other):
         """Whether one method is more accurate than another by more than chance explains; raises NotRun.
 
-        The difference of the means must be above two standard errors of the difference of two proportions near 0.5
-        on as many test images, and, where both have several seeds, above two of the mean of the seeds' differences.
+        The mean difference, over the seeds that both have, must be above two standard errors of the difference of two
+        proportions near 0.5 on as many test images, and, with several seeds, above two of that mean.
         """
-        difference = self.accuracy(transform, method) - self.accuracy(transform, other)
+        self.accuracy(transform, method), self.accuracy(transform, other)
         by_seed = [
             {record["configuration"]["seed"]: record for record in self._records(transform, name)}
             for name in (method, other)
@@ -2612,11 +2612,12 @@ class Evidence:
         seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
         images = by_seed[0][seeds[0]]["configuration"]["test"]
         error = math.sqrt(2 * 0.25 / (images * len(seeds)))
+        accuracies = [[records[seed]["metrics"]["accuracy"] for seed in seeds] for records in by_seed]
+        differences = np.subtract(*accuracies)
         if len(seeds) > 1:
-            accuracies = [[records[seed]["metrics"]["accuracy"] for seed in seeds] for records in by_seed]
-            error = max(error, np.std(np.subtract(*accuracies), ddof=1) / math.sqrt(len(seeds)))
+            error = max(error, np.std(differences, ddof=1) / math.sqrt(len(seeds)))
         self.seen[transform, method, other] = f"a difference counts above {2 * error:.1%}"
-        return difference > 2 * error
+        return np.mean(differences) > 2 * error
 
     def curve(self, transform, method, metric):
         """A metric's values by epoch, of the first seed; raises NotRun."""
