@@ -227,7 +227,7 @@ Three things to know when reading it:
 
   SemiC takes {steps} steps here, Supervised about as many; in the report SemiC takes 18 times as many, twelve times
   those of its Supervised. {unlabeled} unlabelled images are seen here, in `sound` all 45,000, as in the report.
-- **A longer training does for Supervised nearly what the report credits to unlabelled images** (one seed, `reported`,
+- **A longer training does for Supervised most of what the report credits to unlabelled images** (one seed, `reported`,
   shift, width {width}, {long_updates} steps; section 9.3): it reaches {long_supervised}, and SemiC with as many steps
   on all 45,000 unlabelled images {long_semic}. SemiC is still rising there.
 - **The collapse comes from the code, and from how few labels are in a batch.** Half of every batch has labels here, and
