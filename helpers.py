@@ -3268,7 +3268,7 @@ def spread(values, form=".1%", signed=False):
     """Mean ± standard deviation of at least two values, or the one value there is; "not run" of none."""
     if not len(values):
         return "not run"
-    mean = format(np.mean(values), f"+{form}" if signed else form)
+    mean = format(np.mean(values), f"+z{form}" if signed else form)  # z: no "-0.0"
     return f"{mean} ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else mean
 
 

@@ -207,22 +207,14 @@ Malfliet and Roemer Bakker (TU Delft) that simplifies Bortsova et al., [*Semi-Su
 Segmentation via Learning Consistency under Transformations*](https://doi.org/10.1007/978-3-030-32226-7_90)
 (MICCAI 2019).
 
-**The report's Table 1 beside ours.** Ours are trained as the report's code does it (recipe `released`, section 10), at
-the preset `standard`: width {width} instead of 96, {labeled} labelled and {unlabeled} instead of 45,000 unlabelled
-images, {epochs} epochs instead of 120, the whole test set after the last epoch. ± is the standard deviation over
-seeds; without it there is one.
+**Four ways to train.** *Supervised* uses the labelled images alone; *SemiC* adds the consistency loss, from scratch;
+*SemiCT* and *SemiCTE* add it to a network already trained on the labels, fully or stopped early.
 
-{table}
+**What came out**, on two processor cores at the preset `standard`: width {width} instead of 96, {labeled} labelled and
+{unlabeled} instead of 45,000 unlabelled images, {epochs} epochs instead of 120.
 
-▲ and ▼ mark an accuracy or agreement at least three points above or below the report's. *Supervised* uses the labelled
-images alone; *SemiC* adds the consistency loss, from scratch; *SemiCT* and *SemiCTE* add it to a network already
-trained on the labels, fully or stopped early. *Agreement* is how often image and copy get the same class. Where the
-report prints an accuracy of 0.1% it must mean the fraction 0.1, that is 10%, chance.
-
-Three things to know when reading it:
-
-- **Hardly any gain from unlabelled images at this size.** SemiC minus Supervised, in points, is {printed_gains}
-  in the report, and here, by recipe (± over seeds):
+- **Hardly any gain from unlabelled images at this size.** SemiC minus Supervised, in points of accuracy, is
+  {printed_gains} in the report, and here, by recipe (± is the standard deviation over n seeds):
 {gains}
 
   SemiC takes {steps} steps here, Supervised about as many; in the report SemiC takes 18 times as many, twelve times
@@ -234,6 +226,15 @@ Three things to know when reading it:
   8% there; networks in these tables that collapsed to one class: {collapse}. With 8%, the same SemiCT from the same
   weights collapses within 20 steps for {collapse_shares}, not for {survive_shares}; from early-stopped weights it does
   so for {collapse_early} (one seed). At width 64 it collapses for rotation as well. Section 10 shows what does it.
+
+**The report's Table 1 beside ours**, trained as the report's code does it (recipe `released`, section 10), on the whole
+test set after the last epoch. Where there is no ± there is one seed.
+
+{table}
+
+▲ and ▼ mark an accuracy or agreement at least three points above or below the report's. *Agreement* is how often image
+and copy get the same class. Where the report prints an accuracy of 0.1% it must mean the fraction 0.1, that is 10%,
+chance.
 
 The report simplified segmentation to classification; section 12 takes it back, with the predictions transformed too. On
 the membranes of ISBI 2012, from one labelled slice and {segmentation_runs} seeds each, the Dice coefficient of the test

@@ -670,6 +670,7 @@ def test_the_attribution_compares_seed_by_seed():
     means = [line.get_ydata() for line in right.lines if line.get_label() == "SemiC − Supervised"]
     np.testing.assert_allclose(means[0], [0.08, 0.04])
     assert helpers.spread([]) == "not run"
+    assert helpers.spread([-0.0004], signed=True) == "+0.0%"
 
 
 def test_the_survival_table_counts_collapses():
