@@ -4,7 +4,7 @@ The method itself (transforms, network, losses, training step) stands in the not
 cells tagged `method`. Here is what it rests on: environment, settings, data, warps and layers,
 runs that can be resumed, tables, figures and widgets.
 
-"The report" is the student report named in README.md; "section" means a section of it.
+"The report" is the student report named in README.md; "section" means a section of the notebook.
 """
 
 import ast
@@ -50,6 +50,7 @@ import numpy as np
 import PIL.Image
 import psutil
 import scipy.ndimage
+import scipy.stats
 from IPython import get_ipython
 from IPython.display import display
 
@@ -561,7 +562,7 @@ DATASETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The four subsets of section 2 (row 11 of the released code's observations gives the ranges).
+    """The four subsets of the report's section 2; the ranges are those of its code.
 
     Images are uint8 (n, height, width, channels), labels int32 (n,), or of every pixel (n, height, width). The
     unlabelled images come without labels.
@@ -1021,7 +1022,7 @@ def cubic_sample(images, points):
 def cubic_warp(images, maps):
     """Warp each image by its own map, by cubic splines, 0 where the map leaves the picture.
 
-    The same as `elasticdeform.deform_grid(order=3, mode="constant")` (section 2, Transformations),
+    The same as `elasticdeform.deform_grid(order=3, mode="constant")` (the report's section 2, Transformations),
     for a whole batch, on the device, and differentiable: see `cubic_sample`.
 
     Args:
@@ -1360,6 +1361,10 @@ def reachable(*roots):
             pending += [(name, thing.func), (f"{name} with", (thing.args, thing.keywords))]
             continue
         thing = getattr(thing, "python_function", thing)  # of a tf.function
+        thing = vars(thing) if isinstance(thing, types.SimpleNamespace) else thing
+        thing = thing.numpy() if isinstance(thing, (tf.Tensor, tf.Variable)) and tf.executing_eagerly() else thing
+        if isinstance(thing, (set, frozenset)):
+            thing = sorted(thing, key=repr)
         if isinstance(thing, (tuple, list, dict)):
             items = thing.items() if isinstance(thing, dict) else enumerate(thing)
             pending += [(f"{name}[{key!r}]", item) for key, item in items]
@@ -1371,7 +1376,7 @@ def reachable(*roots):
             if name not in found:
                 found[name] = thing
                 pending += _used_by_class(name, thing) if inspect.isclass(thing) else _used_by_function(name, thing)
-        elif isinstance(thing, (int, float, str, bytes, np.ndarray, type(None))):
+        elif isinstance(thing, (int, float, str, bytes, np.ndarray, np.generic, type(None))):
             found[name] = thing
     return found
 
@@ -1773,15 +1778,18 @@ class Lock:
             with contextlib.suppress(FileNotFoundError):
                 if draft != self.path and time.time() - draft.stat().st_mtime > self.STALE:
                     draft.unlink()
-        self._stop = threading.Event()
-        threading.Thread(target=self._renew, daemon=True).start()
+        self._stop, self._renewing = threading.Event(), threading.Thread(target=self._renew, daemon=True)
+        self._renewing.start()
         return self
 
     def __exit__(self, *exception):
-        self._stop.set()
-        if self.held():
-            self.path.unlink(missing_ok=True)
-        _locks_held.discard(self.token)
+        try:
+            self._stop.set()
+            self._renewing.join()  # or it might write the file again after it was removed
+            if self.held():
+                self.path.unlink(missing_ok=True)
+        finally:  # also after a second interrupt: then the file is nobody's, and is taken over
+            _locks_held.discard(self.token)
 
     def held(self):
         """Whether the lock is this object's."""
@@ -1854,6 +1862,26 @@ _training = threading.Lock()
 _building = threading.RLock()  # starting weights are drawn from random numbers that all threads share
 
 
+def _transform_of(run):
+    """Name of the transform in a run's id."""
+    return run.rsplit("-", 2)[0]
+
+
+def _check_current(transform):
+    """Raise ValueError where a transform's name stands for another function by now.
+
+    `build_model` knows a transform by its name, so it would take the former for a stranger and leave out its switches.
+    """
+    transform = getattr(transform, "func", transform)  # of a partial application
+    name = getattr(transform, "__name__", "")
+    current = vars(sys.modules.get(getattr(transform, "__module__", ""), object)).get(name, transform)
+    if current is not transform:
+        raise ValueError(
+            f"{name} has been defined again since the transforms were put together: run the cell that makes "
+            "TRANSFORMS, and those below it, again."
+        )
+
+
 @contextlib.contextmanager
 def _one_training():
     """Keep this process to one training at a time; raises Locked where another thread is at it for over a second."""
@@ -1913,8 +1941,8 @@ class Checkpoint(keras.callbacks.Callback):
             self.history, self.seconds, self.files = progress["history"], progress["seconds"], progress["files"]
             model.load_weights(checkpoint_path(self.folder, len(self.history)))
         for left in (*self.folder.glob("*.partial"), *self.folder.glob("epoch-*.weights.h5")):
-            if left.name not in self.files:
-                left.unlink()
+            if left.name not in self.files and not left.name.startswith("lock."):  # which is renewed meanwhile
+                left.unlink(missing_ok=True)
         return len(self.history)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -1989,6 +2017,7 @@ class LiveStatus(keras.callbacks.Callback):
             for number, title, run in zip(numbers, self.titles, configurations, strict=True)
         ]
         self.current, self.shown_at, self.trained_pairs, self.spent, self.compiling = 0, 0.0, 0, 0.0, []
+        self.settled = set()  # places in the list of runs that need no training
         self.handle = self.open()
 
     def open(self):
@@ -2033,7 +2062,12 @@ class LiveStatus(keras.callbacks.Callback):
         pairs = self.trained_pairs + self.done
         if not pairs:
             return "the first steps are timed"
-        run, later = self.configurations[self.current], self.configurations[self.current + 1 :]
+        run = self.configurations[self.current]
+        later = [
+            later
+            for index, later in enumerate(self.configurations)
+            if index > self.current and index not in self.settled
+        ]
         rest = run.pairs * (1 - self.finished_epochs / run.epochs) - self.done + sum(run.pairs for run in later)
         seconds = max(rest, 0) * (self.spent + self.stepping()) / pairs + len(later) * np.mean(self.compiling)
         return f"{duration(seconds)} left"
@@ -2074,11 +2108,17 @@ class LiveStatus(keras.callbacks.Callback):
 
 
 def told_apart(configurations):
-    """The titles of some runs, with the learning rate where two that differ in it would read alike."""
-    rates = collections.defaultdict(set)
-    for run in configurations:
-        rates[run.title].add(run.learning_rate)
-    return [run.title + f", rate {run.learning_rate:g}" * (len(rates[run.title]) > 1) for run in configurations]
+    """The titles of some runs, with learning rate or epochs where two that differ in these would read alike."""
+    titles = [run.title for run in configurations]
+    for say in ("rate {0.learning_rate:g}".format, "{0.epochs} epochs".format):
+        said = collections.defaultdict(set)
+        for run in configurations:
+            said[run.title].add(say(run))
+        titles = [
+            title + f", {say(run)}" * (len(said[run.title]) > 1)
+            for title, run in zip(titles, configurations, strict=True)
+        ]
+    return titles
 
 
 def collapsed(metrics, prefix=""):
@@ -2131,18 +2171,24 @@ class Runner:
         self.strategy = device_strategy()
 
     def fingerprint(self, configuration):
-        """Digest of the code and the data that determine this run's numbers.
+        """Digest of the data and of the code that builds the model, its step, its batches and what it starts from.
+
+        The loop around these (`Runner.train`) is not in it: after a change there, delete the runs.
 
         Raises:
-            ValueError: the run's transform is unknown.
+            ValueError: the run's transform is unknown, or its function has been defined again since.
         """
-        if configuration.transform not in self.transforms:
-            raise ValueError(
-                f"The transform {configuration.transform!r} is unknown; known are {', '.join(self.transforms)}."
-            )
+        starts = [run for run in (configuration.starting_run, configuration.moments_from) if run]
+        names = dict.fromkeys((configuration.transform, *map(_transform_of, starts)))
+        for name in names:
+            if name not in self.transforms:
+                raise ValueError(f"The transform {name!r} is unknown; known are {', '.join(self.transforms)}.")
+            _check_current(self.transforms[name])
         batches = balanced_batches if configuration.balanced else training_batches
-        plumbing = (Split.pool, batches, evaluation_batches, Checkpoint.on_epoch_begin)
-        return fingerprint(self.build_model, self.transforms[configuration.transform], *plumbing, self.data.digest)
+        plumbing = [Split.pool, batches, evaluation_batches, Checkpoint.on_epoch_begin, averaging]
+        plumbing += [load_start] if starts else []
+        transforms = [self.transforms[name] for name in names]
+        return fingerprint(self.build_model, *transforms, *plumbing, self.data.digest)
 
     def path(self, configuration):
         """Folder of a run."""
@@ -2156,10 +2202,7 @@ class Runner:
             return None
 
     def failure(self, configuration):
-        """Why a run failed, or the one that it starts from: a sentence; "" for a run that did not fail.
-
-        Delete the run's folder to try again.
-        """
+        """Why a run failed, or the one that it starts from: a sentence; "" for a run that did not fail."""
         try:
             failed = read_json(self.path(configuration) / "failure.json")
         except Damaged:
@@ -2213,8 +2256,9 @@ class Runner:
 
     def _folder(self, configuration, run):
         """Folder of the run, given by its id, that another starts from; its transform may be another, too."""
-        transform = run.rsplit("-", 2)[0]
-        return self.folder / run / self.fingerprint(dataclasses.replace(configuration, transform=transform))
+        changes = {"method": "Supervised", "starting_run": "", "moments_from": "", "logit_scale": 1.0}
+        start = dataclasses.replace(configuration, transform=_transform_of(run), **changes)
+        return self.folder / run / self.fingerprint(start)
 
     def _finished(self, configuration, run):
         folder, what = self._folder(configuration, run), "is not finished"
@@ -2260,6 +2304,7 @@ class Runner:
         status = make_status(
             [self.plan.index(run) + 1 for run in configurations], len(self.plan), configurations, self.data.caption
         )
+        status.settled = {index for index, run in enumerate(configurations) if self.record(run) or self.failure(run)}
         records = []
         for index, configuration in enumerate(configurations):
             status.start(index, configuration.epochs)
@@ -2267,7 +2312,9 @@ class Runner:
             if record is None and not self.failure(configuration):
                 record, note = self._train_alone(configuration, status, index), ""
             if record is None:
-                status.say(f"FAILED: {self.failure(configuration)}")
+                mend = f"; to try again, delete {self.path(configuration)}"
+                own = (self.path(configuration) / "failure.json").exists()
+                status.say(f"FAILED: {self.failure(configuration)}{mend if own else ''}")
             else:
                 status.finish(record, f"{note}trained in {duration(record['seconds'])}")
                 records.append(record)
@@ -2481,7 +2528,9 @@ def export(tables, folder):
             write_bytes(folder / f"{name}.{ending}", content.encode())
         rows.append((f"{name}.csv, .md, .tex", table.caption))
     for title, figure in FIGURES.items():
-        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        if len(name) > 60:  # the whole title tells apart those that begin alike
+            name = f"{name[:51]}-{hashlib.sha256(title.encode()).hexdigest()[:8]}"
         for ending in ("png", "pdf"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=ending, dpi=150)
@@ -2524,9 +2573,10 @@ def table_1(sources, caption="", failures=None):
 
 
 def _recipes(records):
-    """Names of the recipes of some records, and whether any of these collapsed."""
+    """Names of the recipes of some records, how many seeds, and whether any of these collapsed."""
     names = dict.fromkeys(Configuration(**record["configuration"]).recipe for record in records)
-    return ", ".join(names) + " (collapsed)" * any(collapsed(record["metrics"]) for record in records)
+    fallen = any(collapsed(record["metrics"]) for record in records)
+    return ", ".join(names) + f" (n = {len(records)})" * (len(records) > 1) + " (collapsed)" * fallen
 
 
 def accuracy_table(sources, caption=""):
@@ -2599,10 +2649,15 @@ class Evidence:
         return any(collapsed(record["metrics"]) for record in self._records(transform, method))
 
     def beats(self, transform, method, other):
-        """Whether one method is more accurate than another by more than chance explains; raises NotRun.
+        """Whether one method is more accurate than another, or less, by more than chance explains.
 
         The mean difference, over the seeds that both have, must be above two standard errors of the difference of two
-        proportions near 0.5 on as many test images, and, with several seeds, above two of that mean.
+        proportions near 0.5 on as many test images (all seeds have the same, so further seeds do not make it smaller)
+        and, with several seeds, outside of Student's 95% interval for the mean of that many differences.
+
+        Raises:
+            Undecided: it is neither more nor less by that.
+            NotRun: there are no records of both with the same seed.
         """
         for name in (method, other):
             self.accuracy(transform, name)  # to be told beside the verdict
@@ -2611,14 +2666,18 @@ class Evidence:
             for name in (method, other)
         ]
         seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
-        images = by_seed[0][seeds[0]]["configuration"]["test"]
-        error = math.sqrt(2 * 0.25 / (images * len(seeds)))
+        if not seeds:
+            raise NotRun(f"{method} and {other} for {transform} with the same seed")
         accuracies = [[records[seed]["metrics"]["accuracy"] for seed in seeds] for records in by_seed]
         differences = np.subtract(*accuracies)
+        needed = 2 * math.sqrt(2 * 0.25 / by_seed[0][seeds[0]]["configuration"]["test"])
         if len(seeds) > 1:
-            error = max(error, np.std(differences, ddof=1) / math.sqrt(len(seeds)))
-        self.seen[transform, method, other] = f"a difference counts above {2 * error:.1%}"
-        return np.mean(differences) > 2 * error
+            error = np.std(differences, ddof=1) / math.sqrt(len(seeds))
+            needed = max(needed, error * scipy.stats.t.ppf(0.975, len(seeds) - 1))
+        self.seen[transform, method, other] = f"a difference counts above {needed:.1%}"
+        if abs(np.mean(differences)) <= needed:
+            raise Undecided(f"{method} and {other} for {transform}")
+        return np.mean(differences) > 0
 
     def curve(self, transform, method, metric):
         """A metric's values by epoch, of the first seed; raises NotRun."""
@@ -2631,6 +2690,10 @@ class NotRun(LookupError):
     """A claim needs a run that was not made."""
 
 
+class Undecided(Exception):
+    """A difference that a claim speaks of may be chance."""
+
+
 def check_claims(claims, sources, caption):
     """Tick or cross each claim by the records of each source.
 
@@ -2640,7 +2703,8 @@ def check_claims(claims, sources, caption):
         caption: of the table.
 
     Returns:
-        Table of claim and, for each source, the verdict (✓, ✗, or · where a run is missing) and the numbers behind it.
+        Table of claim and, for each source, the verdict (✓, ✗, ? where a difference is within chance, or · where a run
+        is missing) and the numbers behind it.
     """
     verdicts = {}
     for records in sources.values():
@@ -2649,11 +2713,13 @@ def check_claims(claims, sources, caption):
             found.seen = {}
             try:
                 verdict = "✓" if judge() else "✗"
+            except Undecided:
+                verdict = "?"
             except NotRun as missing:
                 verdict = f"· (not run: {missing})"
             verdicts.setdefault(claim, []).append(f"{verdict} {'; '.join(found.seen.values())}".strip())
     rows = [(claim, *cells) for claim, cells in verdicts.items()]
-    caption = f"{caption} (✓ holds, ✗ does not, · not run)"
+    caption = f"{caption} (✓ holds, ✗ does not, ? the difference may be chance, · not run)"
     return Table(("the report says", *(f"by {name}" for name in sources)), rows, caption)
 
 
@@ -2670,14 +2736,23 @@ def run_row(record):
 def publish(records, folder="results"):
     """Add finished runs to the records that ship: `runs.csv`, a row a run, and `curves.csv`, a row an epoch.
 
-    A run that is there already (the same id) is replaced, also one of earlier code (another fingerprint).
+    A run that is there already (the same id) is replaced, also one of earlier code (another fingerprint). Two processes
+    that publish at once do so one after the other.
 
     Args:
         records: of finished runs.
         folder: where the two files are.
     """
     folder = pathlib.Path(folder)
-    folder.mkdir(exist_ok=True)
+    while True:
+        try:
+            with Lock(folder / "lock.json"):
+                return _publish(records, folder)
+        except Locked:
+            time.sleep(0.1)
+
+
+def _publish(records, folder):
     curves = [
         {"id": record["id"], "fingerprint": record["fingerprint"], "epoch": epoch}
         | {name: f"{value:.4g}" for name, value in values.items()}
@@ -2685,9 +2760,9 @@ def publish(records, folder="results"):
         for epoch, values in enumerate(record["history"], start=1)
     ]
     new = {record["id"] for record in records}
-    for name, columns, rows in (
-        ("runs.csv", RUN_COLUMNS, [run_row(record) for record in records]),
+    for name, columns, rows in (  # the curves first: what is in runs.csv counts as there
         ("curves.csv", CURVE_COLUMNS, curves),
+        ("runs.csv", RUN_COLUMNS, [run_row(record) for record in records]),
     ):
         kept = [row for row in read_csv(folder / name) if row["id"] not in new]
         text = io.StringIO()
@@ -2715,7 +2790,9 @@ def shipped(name):
 
 
 def shipped_records(make_runs):
-    """The records in results/ of some runs, in the number type in which most of them were made.
+    """The records in results/ of some runs.
+
+    A run of which there are several, in different number types, is taken in the one in which most of these were made.
 
     Args:
         make_runs: function of a number type, one of PRECISIONS, to a dict of name to Configuration.
@@ -2730,11 +2807,12 @@ def shipped_records(make_runs):
         values = {name: float(curve[name]) for name in CURVE_COLUMNS[3:] if curve.get(name)}
         curves[curve["id"]].append(values)  # in the order of the epochs
     plans = [make_runs(precision) for precision in PRECISIONS]
-    plan = max(plans, key=lambda plan: sum(run.id in rows for run in plan.values()))
+    plans.sort(key=lambda plan: -sum(run.id in rows for run in plan.values()))
     records = {}
-    for name, run in plan.items():
-        row = rows.get(run.id)
-        if row:
+    for name in plans[0]:
+        run = next((plan[name] for plan in plans if plan[name].id in rows), None)
+        if run:
+            row = rows[run.id]
             records[name] = {
                 "id": run.id,
                 "configuration": dataclasses.asdict(run),
@@ -2760,6 +2838,23 @@ def shipped_grid(make_runs):
     return found
 
 
+def _no_record(title):
+    """What stands in the place of a figure or table of which results/ has nothing."""
+    return Table((), [], f"{title}: no record of these runs is in results/")
+
+
+def _no_network(title):
+    """What stands in the place of a figure of trained networks where all of them failed."""
+    return Table((), [], f"{title}: none of these networks was trained to its end")
+
+
+def _continuations(records):
+    """Dict of name to (record of what a run starts from, its record), for those runs of which there are both."""
+    by_id = {record["id"]: record for record in records.values()}
+    started = {name: record["configuration"]["starting_run"] for name, record in records.items()}
+    return {name: (by_id[start], records[name]) for name, start in started.items() if start in by_id}
+
+
 def show_confusion(answers, labels, classes, title):
     """Which class is taken for which, a panel a method.
 
@@ -2769,6 +2864,8 @@ def show_confusion(answers, labels, classes, title):
         classes: names, by label.
         title: of the figure.
     """
+    if not answers:
+        return _no_network(title)
     figure, axes = plt.subplots(
         1, len(answers), figsize=(3.6 * len(answers), 5), layout="constrained", sharey=True, squeeze=False
     )
@@ -2798,6 +2895,8 @@ def show_path(steps, kept, unit, title):
         unit: of the steps.
         title: of the figure.
     """
+    if not kept:
+        return _no_network(title)
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for method, shares in kept.items():
         axis.plot(steps, shares, color=COLORS[method], marker=".", label=method)
@@ -2819,6 +2918,8 @@ def show_path_of_one(steps, moved, probabilities, classes, unit, title):
         unit: of the steps.
         title: of the figure.
     """
+    if not probabilities:
+        return _no_network(title)
     figure = plt.figure(figsize=(9, 1.6 + 2 * len(probabilities)), layout="constrained")
     grid = figure.add_gridspec(len(probabilities) + 1, len(steps), height_ratios=[1] + [2] * len(probabilities))
     for column, (step, picture) in enumerate(zip(steps, np.clip(moved, 0, 1), strict=True)):
@@ -2871,7 +2972,7 @@ plt.rcParams.update({"figure.dpi": 100, "font.size": 11, "axes.spines.top": Fals
 
 
 def show_classes(data):
-    """Bar chart of the ten classes in each subset (section 2)."""
+    """Bar chart of the ten classes in each subset (section 3)."""
     figure, axes = plt.subplots(1, 4, figsize=(12, 3), layout="constrained", sharey=True)
     for axis, (subset, counts) in zip(axes, data.class_counts.items(), strict=True):
         axis.barh(data.classes, counts / max(counts.sum(), 1), color="#0072B2")
@@ -3065,7 +3166,7 @@ def show_by_updates(records, title, mark):
         shorter epochs, which is validated more often, does not look more restless.
     """
     if not records:
-        return Table((), [], f"{title}: no record of these runs is in results/")
+        return _no_record(title)
     runs = [(Configuration(**record["configuration"]), record["history"]) for record in records.values()]
     widths = sorted({run.width for run, _ in runs})
     figure, axes = plt.subplots(
@@ -3118,7 +3219,7 @@ def show_gradients(probability, gradients, title):
 
 
 def show_throw(count, throw):
-    """Length of Adam's step with stale moments, by steps since they were restored."""
+    """Length of Adam's step with stale moments: arrays (n,) of steps since then, and of lengths in learning rates."""
     figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
     axis.plot(count, throw, color="#D55E00", label="moments restored, almost 0")
     axis.axhline(1, color="black", linestyle="--", linewidth=1, label="fresh Adam")
@@ -3136,8 +3237,9 @@ def show_ways(records, title):
             epoch is shown as step 0.
         title: of the figure.
     """
-    starts = {record["id"]: record for record in records.values()}
-    ways = {name: record for name, record in records.items() if record["configuration"]["steps"]}
+    ways = _continuations(records)
+    if not ways:
+        return _no_record(title)
     panels = {
         "val_loss_supervised": "supervised loss (nats)",
         "val_loss_consistency": "consistency loss (nats)",
@@ -3148,8 +3250,7 @@ def show_ways(records, title):
     }
     figure, axes = plt.subplots(3, 2, figsize=(12, 9.5), layout="constrained", sharex=True)
     for axis, (metric, label) in zip(axes.flat, panels.items(), strict=True):
-        for (name, record), color in zip(ways.items(), WAY_COLORS, strict=False):
-            start = starts[record["configuration"]["starting_run"]]
+        for (name, (start, record)), color in zip(ways.items(), WAY_COLORS, strict=False):
             values = [epoch[metric] for epoch in (start["history"][-1], *record["history"])]
             axis.plot(np.arange(len(values)) * record["configuration"]["steps"], values, color=color, label=name)
         axis.set(ylabel=label)
@@ -3168,16 +3269,16 @@ def show_shares(records, title):
             epoch is shown as step 0.
         title: of the figure.
     """
-    if not records:
-        return Table((), [], f"{title}: no record of these runs is in results/")
+    ways = _continuations(records)
+    if not ways:
+        return _no_record(title)
     panels = {"val_loss_supervised": "supervised loss (nats)", "val_accuracy": "accuracy"}
-    starts = {record["id"]: record for record in records.values()}
-    ways = {key: record for key, record in records.items() if record["configuration"]["starting_run"]}
     colors = dict(zip(dict.fromkeys(name for _, name in ways), WAY_COLORS, strict=False))
-    transforms = list(dict.fromkeys(transform for transform, _ in records))
-    figure, axes = plt.subplots(2, len(transforms), figsize=(12, 5.5), layout="constrained", sharex=True, sharey="row")
-    for (transform, name), record in ways.items():
-        start = starts[record["configuration"]["starting_run"]]
+    transforms = list(dict.fromkeys(transform for transform, _ in ways))
+    figure, axes = plt.subplots(
+        2, len(transforms), figsize=(12, 5.5), layout="constrained", sharex=True, sharey="row", squeeze=False
+    )
+    for (transform, name), (start, record) in ways.items():
         for axis, metric in zip(axes[:, transforms.index(transform)], panels, strict=True):
             values = [epoch[metric] for epoch in (start["history"][-1], *record["history"])]
             steps = np.arange(len(values)) * record["configuration"]["steps"]
@@ -3203,13 +3304,14 @@ def survival_table(records, caption=""):
     Returns:
         Table, a row a name of a continuation, its losses in the order of the seeds.
     """
-    starts = {record["id"]: record["history"][-1]["loss_supervised"] for record in records.values()}
-    ways = {key: record for key, record in records.items() if record["configuration"]["starting_run"]}
+    ways = _continuations(records)
+    if not ways:
+        return _no_record(caption)
     rows = []
     for name in dict.fromkeys(name for _, name in ways):
-        runs = [record for key, record in sorted(ways.items()) if key[1] == name]
-        ends = [record["history"][-1] for record in runs]
-        before = [starts[record["configuration"]["starting_run"]] for record in runs]
+        runs = [ways[key] for key in sorted(ways) if key[1] == name]
+        before = [start["history"][-1]["loss_supervised"] for start, _ in runs]
+        ends = [record["history"][-1] for _, record in runs]
         rows.append(
             (
                 name,
@@ -3237,6 +3339,9 @@ def show_survival(records, panels, title):
         panels: dict of a panel's title to the names it shows.
         title: of the figure.
     """
+    ways = _continuations(records)
+    if not ways:
+        return _no_record(title)
     figure, axes = plt.subplots(2, 2, figsize=(12, 7), layout="constrained", sharex=True, sharey=True)
     starts = {record["id"]: name for (_, name), record in records.items()}
     states = [name for (_, name), record in records.items() if not record["configuration"]["starting_run"]]
@@ -3244,7 +3349,7 @@ def show_survival(records, panels, title):
     for axis, (heading, names) in zip(axes.flat, panels.items(), strict=True):
         shown = collections.Counter()  # of the ways from a state, to tell them apart by their dashes
         for name in names:
-            lines = [record for key, record in records.items() if key[1] == name]
+            lines = [record for key, (_, record) in ways.items() if key[1] == name]
             for label, record in zip([name, *[None] * len(lines)], lines, strict=False):
                 state = starts[record["configuration"]["starting_run"]]
                 shown[state] += label is not None
@@ -3254,7 +3359,7 @@ def show_survival(records, panels, title):
                 axis.plot(steps, losses, **look, linewidth=1.2, alpha=0.8, label=label)
         axis.axhline(0.9 * math.log(1e7), color="gray", linestyle=":", linewidth=1)
         axis.set(title=heading, ylim=(0, 16))
-        if axis.lines[:-1]:  # without results/ there is nothing to name, and Matplotlib would warn
+        if axis.lines[:-1]:  # without one there is nothing to name, and Matplotlib would warn
             axis.legend(frameon=False, fontsize=8)
     for axis in axes[:, 0]:
         axis.set_ylabel("supervised loss (nats)")
@@ -3296,6 +3401,8 @@ def attribution_table(accuracies, caption=""):
 
 def show_attribution(accuracies, title):
     """The states of `attribution_table` as a figure: every run a dot, the means connected."""
+    if not any(accuracies.values()):
+        return _no_record(title)
     states = list(dict.fromkeys(state for _, state, _ in accuracies))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
     for method in ("Supervised", "SemiC"):
@@ -3374,7 +3481,7 @@ def labels_table(accuracies, caption=""):
 def show_labels(accuracies, title):
     """The runs of `labels_table` as a figure: a line for each of what there is besides labels."""
     if not any(accuracies.values()):
-        return Table((), [], f"{title}: no record of these runs is in results/")
+        return _no_record(title)
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     counts = sorted({count for count, _ in accuracies})
     for name, color, style in zip(
@@ -3476,7 +3583,7 @@ def overlap_table(records, caption=""):
         Table, a row a number of labelled images and way: mean ± standard deviation over the seeds.
     """
     if not records:
-        return Table((), [], f"{caption}: no record of these runs is in results/")
+        return _no_record(caption)
     rows = []
     for labels, way in dict.fromkeys(key[1:] for key in records):
         metrics = [record["metrics"] for record in _of_way(records, labels, way)]
@@ -3497,8 +3604,9 @@ def overlap_gains(records, caption=""):
         Table, a row a number of labelled images: mean ± standard deviation of the differences, in hundredths.
     """
     if not records:
-        return Table((), [], f"{caption}: no record of these runs is in results/")
+        return _no_record(caption)
     ways = list(dict.fromkeys(way for *_, way in records))
+    records = {key: record for key, record in records.items() if record}
     rows = []
     for labels in dict.fromkeys(labels for _, labels, _ in records):
         cells = []
@@ -3526,7 +3634,7 @@ def show_overlaps(records, title):
         title: of the figure.
     """
     if not records:
-        return Table((), [], f"{title}: no record of these runs is in results/")
+        return _no_record(title)
     numbers = sorted({labels for _, labels, _ in records})
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
     for axis, (metric, label) in zip(axes, zip(OVERLAPS, ("Dice coefficient", "IoU"), strict=True), strict=True):
@@ -3664,6 +3772,8 @@ def show_segmentations(models, data, title, count=2):
         title: of the figure.
         count: of images.
     """
+    if not models:
+        return _no_network(title)
     middle = slice(data.test_images.shape[1] // 4, -data.test_images.shape[1] // 4)
     images = to_unit_range(data.test_images[:count])
     columns = {name: 1 - tf.nn.softmax(model(images)).numpy()[..., 0] for name, model in models.items()}

@@ -2,7 +2,8 @@
 
 Every list is made by the notebook's own functions. A record is published as soon as its run is finished, and a run
 that was broken off goes on where it was, so that the command can be stopped and started at will. What is in results/
-already is not trained again, unless another run starts from it; to renew a record, delete its row.
+already is not trained again, also not after a change of the code (its row names the state of the code that made it),
+unless another run starts from it; to renew a record, delete its row.
 """
 
 import argparse

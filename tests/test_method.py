@@ -239,14 +239,21 @@ def test_a_batch_without_labels_learns_by_consistency_alone(method, pool):
 
 
 def test_consistency_reaches_the_network_through_both_predictions(method, pool):
-    model = make_model(method, pool)
-    images, _ = pool.fetch(BATCH["positions"])
+    model = make_model(method, pool, method.gaussian_noise)
+    unlabelled = batch_of(*np.flatnonzero(LABELS < 0))
+    images, _ = pool.fetch(unlabelled["positions"])
+    views = (images, method.gaussian_noise(images, SEED))
+    through = []
     for frozen in (0, 1):
         with tf.GradientTape() as tape:
-            views = [tf.nn.log_softmax(model(view)) for view in (images, method.gaussian_noise(images, SEED))]
-            views[frozen] = tf.stop_gradient(views[frozen])
-            loss = tf.reduce_mean(method.symmetric_kl(*views))
-        assert max(np.abs(g).max() for g in tape.gradient(loss, model.trainable_variables) if g is not None) > 0
+            answers = [tf.nn.log_softmax(model(view, training=False)) for view in views]
+            answers[frozen] = tf.stop_gradient(answers[frozen])
+            loss = tf.reduce_mean(method.symmetric_kl(*answers))
+        through.append(tape.gradient(loss, model.trainable_variables))
+    for whole, *parts in zip(gradients(model, unlabelled), *through, strict=True):
+        np.testing.assert_allclose(whole, sum(parts), rtol=1e-3, atol=1e-6)
+    for parts in through:
+        assert max(np.abs(part).max() for part in parts) > 1e-4  # far above the tolerance: neither half is nothing
 
 
 def test_training_updates_statistics_and_evaluation_does_not(method, pool):

@@ -1,5 +1,6 @@
 """The notebook as a whole: what is committed, and that it runs."""
 
+import ast
 import os
 import re
 import shutil
@@ -73,6 +74,23 @@ def test_the_first_screen_is_made_from_the_shipped_records(committed, method):
         accuracy, loss = (np.mean([float(row[metric]) for row in seeds]) for metric in ("accuracy", "loss_supervised"))
         assert f" | {accuracy:.1%}" in line and f">{printed[3]:.1%} |" in line.replace("0.1% (10%)", "10.0%")
         assert f"{printed[1]:.3g} | {loss:.3g}" in line
+
+
+def test_tables_of_shipped_records_are_those_of_the_committed_results(committed, method):
+    known, taken, compared = dict(vars(method)), -1, 0
+    for place, cell in enumerate(committed.cells):
+        if cell.cell_type != "code" or "method" in cell.metadata.get("tags", []):
+            continue
+        if "helpers.shipped_records(" not in cell.source and taken != place - 1:
+            continue
+        taken, tree = place, ast.parse(cell.source)
+        *before, last = tree.body
+        exec(compile(ast.Module(before, []), cell.id, "exec"), known)
+        shown = eval(compile(ast.Expression(last.value), cell.id, "eval"), known)
+        if isinstance(shown, helpers.Table):
+            compared += 1
+            assert cell.outputs[0].data["text/plain"] == repr(shown), cell.source
+    assert compared >= 7
 
 
 def test_shipped_rows_have_their_curves_and_the_id_of_their_settings():

@@ -18,7 +18,7 @@ import helpers
 
 @pytest.fixture
 def runner(method, data, tmp_path):
-    return helpers.Runner(data, method.build_try, dict(method.TRANSFORMS), [], "smoke", tmp_path)
+    return helpers.Runner(data, method.build_model, dict(method.TRANSFORMS), [], "smoke", tmp_path)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The recipe `released`: each switch changes what it names alone; without any the model is the reported one."""
 
 import dataclasses
+import functools
 import itertools
 
 import keras
@@ -102,6 +103,14 @@ def test_one_angle_turns_all_images_of_all_steps_alike(method, make_model):
     assert np.ptp(trained) == np.ptp(evaluated) == 0 and trained[0] != evaluated[0]
     np.testing.assert_array_equal(again, [trained, evaluated])
     assert abs(np.degrees(trained[0])) < 45
+
+
+def test_a_switch_reaches_a_transform_of_another_strength(method, data, tiny):
+    for transform, switch, argument in (("rotation", "one_angle", "together"), ("shift", "whole_shifts", "whole")):
+        run = dataclasses.replace(method.plan("SemiC", transform, tiny, "shapes"), switches=switch)
+        weaker = functools.partial(method.TRANSFORMS[transform], **{"rotation": {"degrees": 9.0}}.get(transform, {}))
+        model = method.build_model(run, weaker, data.pool(run)[0])
+        assert model.transform.keywords == weaker.keywords | {argument: True}
 
 
 def test_whole_shifts_go_from_minus_ten_to_nine(method):

@@ -1,6 +1,7 @@
 """Runs: batches, training, records, resuming after an interruption, never reusing what has changed."""
 
 import dataclasses
+import itertools
 import json
 
 import h5py
@@ -128,6 +129,21 @@ def test_mixed_precision_ends_within_noise_of_float32(make_runner, plan, tmp_pat
     assert np.abs(exact - low).mean() < np.abs(exact - np.roll(exact, 1)).mean()
 
 
+def test_training_takes_the_batches_that_the_switches_name(make_runner, data, plan, tmp_path):
+    def drawn(switches):
+        run = dataclasses.replace(plan[2], switches=switches)
+        batches = make_runner(tmp_path)._training(run, data.pool(run)[1]["training"], 0).as_numpy_iterator()
+        return run, [batch["positions"] for batch in itertools.islice(batches, run.steps_per_epoch)]
+
+    run, plain = drawn("")
+    images, last = run.labeled + run.unlabeled, (run.labeled + run.unlabeled) % run.batch_size
+    assert last and sorted(np.concatenate(plain)) == list(range(images)) and len(plain[-1]) == last
+    _, filled = drawn("filled_batches")
+    np.testing.assert_array_equal(filled[-1], [*plain[-1], *plain[0]][: run.batch_size])
+    _, balanced = drawn("balanced_batches")
+    assert all(np.sum(batch < run.labeled) == len(batch) // 2 == run.batch_size // 2 for batch in balanced)
+
+
 def test_an_edited_transform_gets_new_runs_and_leaves_others_alone(make_runner, method, plan, tmp_path):
     before = make_runner(tmp_path)
 
@@ -140,6 +156,30 @@ def test_an_edited_transform_gets_new_runs_and_leaves_others_alone(make_runner, 
     assert before.path(shift) == after.path(shift)
     with pytest.raises(ValueError, match=r"sepia.*noise, shift, rotation"):
         before.path(dataclasses.replace(plan[0], transform="sepia"))
+
+
+def test_a_run_follows_the_transform_of_what_it_starts_from(make_runner, method, plan, tmp_path):
+    semict = next(run for run in plan if run.method == "SemiCT")
+    of_shift = dataclasses.replace(plan[0], transform="shift").id
+    both = [dataclasses.replace(semict, transform="shift"), dataclasses.replace(semict, moments_from=of_shift)]
+
+    def other_shift(images, seed, pixels=5.0):
+        return method.random_shift(images, seed, pixels)
+
+    before, after = make_runner(tmp_path), make_runner(tmp_path, transforms=method.TRANSFORMS | {"shift": other_shift})
+    assert before.path(semict) == after.path(semict)
+    assert all(before.path(run) != after.path(run) for run in both)
+
+
+def test_a_transform_that_was_defined_again_is_not_taken_for_the_former(
+    make_runner, method, plan, tmp_path, monkeypatch
+):
+    runner, shift = make_runner(tmp_path), dataclasses.replace(plan[0], transform="shift")
+    assert runner.path(shift)
+    monkeypatch.setattr(method, "random_shift", lambda images, seed, pixels=5.0: images)
+    with pytest.raises(ValueError, match="random_shift has been defined again"):
+        runner.path(shift)
+    assert runner.path(plan[0])  # noise is as it was
 
 
 def test_a_transform_of_ones_own_trains(make_runner, method, plan, tmp_path):
