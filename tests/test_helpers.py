@@ -788,6 +788,16 @@ def test_runs_that_differ_in_rate_or_epochs_are_told_apart(record):
     assert helpers.told_apart([fast, long]) == [f"SemiC, shift, {fast.epochs} epochs", "SemiC, shift, 90 epochs"]
 
 
+def test_the_time_left_leaves_out_what_needs_no_training(record):
+    run = helpers.Configuration(**record["configuration"])
+    status = helpers.LiveStatus([1, 2], 2, [run, dataclasses.replace(run, seed=1)])
+    status.start(0, run.epochs)
+    status.trained_pairs, status.spent, status.compiling = run.pairs, 60.0, [2.0]
+    assert status.time_left() == "62 s left"
+    status.settled = {1}
+    assert status.time_left() == "0 s left"
+
+
 def test_durations_are_said_as_people_do():
     assert [helpers.duration(s) for s in (3, 89, 600, 9000)] == ["3 s", "89 s", "10 min", "2.5 h"]
 
