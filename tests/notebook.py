@@ -10,6 +10,7 @@ import time
 
 import nbclient
 import nbformat
+import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "reproduction.ipynb"
@@ -92,7 +93,11 @@ def without_widgets(notebook):
 
 
 def first_screen(method):
-    """The notebook's first cell: Table 1 beside the records of the preset `standard` in results/."""
+    """The notebook's first cell: Table 1 beside the records of the preset `standard` in results/.
+
+    Raises:
+        ValueError: the records no longer bear out what it says in words.
+    """
     grid = helpers.shipped_grid(method.grid_references)
     rows = _rows(grid)
     settings = preset_settings(method, "standard")
@@ -116,6 +121,7 @@ def first_screen(method):
         way: [record["metrics"]["dice"] for key, record in scores.items() if key[1:] == (1, way)] for *_, way in scores
     }
     printed = {key: numbers[3] for key, numbers in helpers.REPORT_TABLE.items()}
+    _check_words(method, grid, shares, {run.method: at_scale[name] for name, run in long.items()})
     machines = sorted({f"{row['device']} ({row['cores']} of its cores)" for row in rows})
     versions = sorted({f"TensorFlow {row['tensorflow']}, Keras {row['keras']}, {row['precision']}" for row in rows})
     return FIRST_SCREEN.format(
@@ -179,21 +185,65 @@ def _collapsed(found):
     return [key for key, records in found.items() if any(helpers.collapsed(record["metrics"]) for record in records)]
 
 
+def _paired_gains(found, transform):
+    """SemiC minus Supervised in points of accuracy, seed by seed."""
+    semic, supervised = (
+        {run["configuration"]["seed"]: 100 * run["metrics"]["accuracy"] for run in found.get((transform, method), ())}
+        for method in ("SemiC", "Supervised")
+    )
+    return [semic[seed] - supervised[seed] for seed in sorted(semic.keys() & supervised.keys())]
+
+
 def _gains(found):
-    """SemiC minus Supervised in points, seed by seed, for every transform that has both."""
-    gains = []
-    for transform in ("noise", "shift", "rotation"):
-        semic, supervised = (
-            {
-                run["configuration"]["seed"]: 100 * run["metrics"]["accuracy"]
-                for run in found.get((transform, method), ())
-            }
-            for method in ("SemiC", "Supervised")
-        )
-        paired = [semic[seed] - supervised[seed] for seed in sorted(semic.keys() & supervised.keys())]
-        if paired:
-            gains.append(f"{helpers.spread(paired, '.1f', signed=True)} ({transform}, n = {len(paired)})")
-    return ", ".join(gains)
+    """What `_paired_gains` finds for every transform that has both methods."""
+    gains = {transform: _paired_gains(found, transform) for transform in ("noise", "shift", "rotation")}
+    told = [
+        f"{helpers.spread(paired, '.1f', signed=True)} ({name}, n = {len(paired)})"
+        for name, paired in gains.items()
+        if paired
+    ]
+    return ", ".join(told)
+
+
+def _check_words(method, grid, shares, long):
+    """Raise ValueError where the records do not bear out a sentence of FIRST_SCREEN that is not filled in from them."""
+    printed = {key[1]: 100 * numbers[3] for key, numbers in helpers.REPORT_TABLE.items() if key[0] == "shift"}
+    gains = [
+        np.mean(paired)
+        for found in grid.values()
+        for name in method.TRANSFORMS
+        if (paired := _paired_gains(found, name))
+    ]
+    seed = long["Supervised"]["configuration"]["seed"]
+    short = next(
+        record["metrics"]["accuracy"]
+        for record in grid["reported"]["shift", "Supervised"]
+        if record["configuration"]["seed"] == seed
+    )
+    gained = 100 * (long["Supervised"]["metrics"]["accuracy"] - short)
+    rising = [epoch["val_accuracy"] for epoch in long["SemiC"]["history"]]
+    fallen = [
+        record
+        for (_, name), record in shares.items()
+        if name == "8% labelled" and helpers.collapsed(record["history"][-1], "val_")
+    ]
+    wide = helpers.shipped_records(method.collapse_references)["as released"]
+    holds = {
+        "Hardly any gain": max(gains) < 3,
+        "A longer training does most of it": gained > 0.5 * (printed["SemiC"] - printed["Supervised"]),
+        "SemiC is still rising": np.mean(rising[-5:]) > np.mean(rising[-10:-5]),
+        "collapses within 20 steps": all(
+            any(
+                helpers.collapsed(epoch, "val_")
+                for epoch in record["history"][: 20 // record["configuration"]["steps"]]
+            )
+            for record in fallen
+        ),
+        "At width 64 rotation collapses": helpers.collapsed(wide["history"][-1], "val_"),
+    }
+    wrong = [sentence for sentence, true in holds.items() if not true]
+    if wrong:
+        raise ValueError(f"The records do not bear out what the first screen says: {'; '.join(wrong)}.")
 
 
 FIRST_SCREEN = """\

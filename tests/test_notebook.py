@@ -76,6 +76,15 @@ def test_the_first_screen_is_made_from_the_shipped_records(committed, method):
         assert f"{printed[1]:.3g} | {loss:.3g}" in line
 
 
+def test_the_first_screen_refuses_words_that_the_records_contradict(method, monkeypatch):
+    grid = helpers.shipped_grid(method.grid_references)
+    for record in grid["reported"]["shift", "SemiC"]:
+        record["metrics"]["accuracy"] = 0.9
+    monkeypatch.setattr(helpers, "shipped_grid", lambda *_: grid)
+    with pytest.raises(ValueError, match="do not bear out .* Hardly any gain"):
+        notebook.first_screen(method)
+
+
 def test_tables_of_shipped_records_are_those_of_the_committed_results(committed, method):
     known, taken, compared = dict(vars(method)), -1, 0
     for place, cell in enumerate(committed.cells):
