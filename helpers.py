@@ -1222,7 +1222,7 @@ def entropy(distribution):
 # ------------------------------------------------------------------------------------ runs
 
 EVALUATION_BATCH = 250
-EVALUATION_SEED = (20210416, 0)  # the same transformed test images for every run of a recipe
+EVALUATION_SEED = (20210416, 0)  # the same test copies for every run; with one angle, that follows from the run's seed
 
 
 def joined(switches):
@@ -1862,26 +1862,6 @@ _training = threading.Lock()
 _building = threading.RLock()  # starting weights are drawn from random numbers that all threads share
 
 
-def _transform_of(run):
-    """Name of the transform in a run's id."""
-    return run.rsplit("-", 2)[0]
-
-
-def _check_current(transform):
-    """Raise ValueError where a transform's name stands for another function by now.
-
-    `build_model` knows a transform by its name, so it would take the former for a stranger and leave out its switches.
-    """
-    transform = getattr(transform, "func", transform)  # of a partial application
-    name = getattr(transform, "__name__", "")
-    current = vars(sys.modules.get(getattr(transform, "__module__", ""), object)).get(name, transform)
-    if current is not transform:
-        raise ValueError(
-            f"{name} has been defined again since the transforms were put together: run the cell that makes "
-            "TRANSFORMS, and those below it, again."
-        )
-
-
 @contextlib.contextmanager
 def _one_training():
     """Keep this process to one training at a time; raises Locked where another thread is at it for over a second."""
@@ -2063,11 +2043,8 @@ class LiveStatus(keras.callbacks.Callback):
         if not pairs:
             return "the first steps are timed"
         run = self.configurations[self.current]
-        later = [
-            later
-            for index, later in enumerate(self.configurations)
-            if index > self.current and index not in self.settled
-        ]
+        to_come = set(range(self.current + 1, len(self.configurations))) - self.settled
+        later = [self.configurations[index] for index in to_come]
         rest = run.pairs * (1 - self.finished_epochs / run.epochs) - self.done + sum(run.pairs for run in later)
         seconds = max(rest, 0) * (self.spent + self.stepping()) / pairs + len(later) * np.mean(self.compiling)
         return f"{duration(seconds)} left"
@@ -2145,6 +2122,26 @@ def duration(seconds):
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _transform_of(run):
+    """Name of the transform in a run's id."""
+    return run.rsplit("-", 2)[0]
+
+
+def _check_current(transform):
+    """Raise ValueError where a transform's name stands for another function by now.
+
+    `build_model` knows a transform by its name, so it would take the former for a stranger and leave out its switches.
+    """
+    transform = getattr(transform, "func", transform)  # of a partial application
+    name = getattr(transform, "__name__", "")
+    current = vars(sys.modules.get(getattr(transform, "__module__", ""), object)).get(name, transform)
+    if current is not transform:
+        raise ValueError(
+            f"{name} has been defined again since the transforms were put together: run the cell that makes "
+            "TRANSFORMS, and those below it, again."
+        )
 
 
 class Runner:
@@ -2617,6 +2614,16 @@ def scale_table(planned, records, caption=""):
     return Table((*header, "minutes (cores)"), rows, caption)
 
 
+def accuracy_by_seed(records):
+    """Dict of seed to test accuracy over images and copies, a fraction."""
+    return {record["configuration"]["seed"]: record["metrics"]["accuracy"] for record in records}
+
+
+def seed_by_seed(one, other):
+    """One minus the other, two dicts of seed to number, for the seeds that both have: list, in their order."""
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
 class Evidence:
     """Looks numbers up in records for the claims, and remembers which it was asked for.
 
@@ -2661,19 +2668,15 @@ class Evidence:
         """
         for name in (method, other):
             self.accuracy(transform, name)  # to be told beside the verdict
-        by_seed = [
-            {record["configuration"]["seed"]: record for record in self._records(transform, name)}
-            for name in (method, other)
-        ]
-        seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
-        if not seeds:
+        records = self._records(transform, method)
+        differences = seed_by_seed(accuracy_by_seed(records), accuracy_by_seed(self._records(transform, other)))
+        count = len(differences)
+        if not count:
             raise NotRun(f"{method} and {other} for {transform} with the same seed")
-        accuracies = [[records[seed]["metrics"]["accuracy"] for seed in seeds] for records in by_seed]
-        differences = np.subtract(*accuracies)
-        needed = 2 * math.sqrt(2 * 0.25 / by_seed[0][seeds[0]]["configuration"]["test"])
-        if len(seeds) > 1:
-            error = np.std(differences, ddof=1) / math.sqrt(len(seeds))
-            needed = max(needed, error * scipy.stats.t.ppf(0.975, len(seeds) - 1))
+        needed = 2 * math.sqrt(2 * 0.25 / records[0]["configuration"]["test"])
+        if count > 1:
+            error = np.std(differences, ddof=1) / math.sqrt(count)
+            needed = max(needed, error * scipy.stats.t.ppf(0.975, count - 1))
         self.seen[transform, method, other] = f"a difference counts above {needed:.1%}"
         if abs(np.mean(differences)) <= needed:
             raise Undecided(f"{method} and {other} for {transform}")
@@ -3391,7 +3394,7 @@ def attribution_table(accuracies, caption=""):
     rows = []
     for state in dict.fromkeys(state for _, state, _ in accuracies):
         both = [_of_state(accuracies, state, method) for method in ("Supervised", "SemiC")]
-        gains = _gains(accuracies, state)
+        gains = attribution_gains(accuracies, state)
         rows.append(
             (state, *(spread(list(values.values())) for values in both), spread(gains, signed=True), len(gains))
         )
@@ -3408,7 +3411,7 @@ def show_attribution(accuracies, title):
     for method in ("Supervised", "SemiC"):
         runs = [list(_of_state(accuracies, state, method).values()) for state in states]
         _dots_and_means(left, runs, COLORS[method], method)
-    _dots_and_means(right, [_gains(accuracies, state) for state in states], "dimgray", "SemiC − Supervised")
+    _dots_and_means(right, [attribution_gains(accuracies, state) for state in states], "dimgray", "SemiC − Supervised")
     right.axhline(0, color="gray", linestyle=":", linewidth=1)
     for axis, label in ((left, "test accuracy, image and copy"), (right, "gain in test accuracy")):
         axis.set(ylabel=label, xlim=(-0.4, len(states) - 0.6))
@@ -3424,9 +3427,9 @@ def _of_state(accuracies, state, method):
     return {key[0]: value for key, value in accuracies.items() if key[1:] == (state, method) and value is not None}
 
 
-def _gains(accuracies, state):
-    without, with_consistency = (_of_state(accuracies, state, method) for method in ("Supervised", "SemiC"))
-    return [with_consistency[seed] - without[seed] for seed in without.keys() & with_consistency.keys()]
+def attribution_gains(accuracies, state):
+    """SemiC minus Supervised at a state, seed by seed; accuracies as for `attribution_table`."""
+    return seed_by_seed(*(_of_state(accuracies, state, method) for method in ("SemiC", "Supervised")))
 
 
 def _dots_and_means(axis, runs, color, label):
@@ -3479,16 +3482,16 @@ def labels_table(accuracies, caption=""):
 
 
 def show_labels(accuracies, title):
-    """The runs of `labels_table` as a figure: a line for each of what there is besides labels."""
+    """The runs of `labels_table` as a figure: a line, of its method's colour, for each of what is besides labels."""
     if not any(accuracies.values()):
         return _no_record(title)
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     counts = sorted({count for count, _ in accuracies})
-    for name, color, style in zip(
-        dict.fromkeys(name for _, name in accuracies), WAY_COLORS, ("--", ":", "-", "-"), strict=False
-    ):
+    names = dict.fromkeys(name for _, name in accuracies)
+    for name, style, marker in zip(names, ("-", ":", "--", "-"), "osv^", strict=False):
         values = [np.nan if accuracies[count, name] is None else accuracies[count, name] for count in counts]
-        axis.plot(counts, values, style, color=color, marker="o", label=name)
+        color = COLORS[name.split(",")[0]]
+        axis.plot(counts, values, style, color=color, marker=marker, alpha=0.8, label=name)
     axis.set(xscale="log", xlabel="labelled images", ylabel="test accuracy, image and copy", ylim=(0, 1))
     axis.set_xticks(counts, [f"{count:,}" for count in counts])
     axis.set_xticks([], minor=True)
@@ -3612,10 +3615,10 @@ def overlap_gains(records, caption=""):
         cells = []
         for before, after in itertools.pairwise(ways):
             dice = [
-                {seed: record["metrics"]["dice"] for (seed, *key), record in records.items() if key == [labels, way]}
-                for way in (before, after)
+                {seed: 100 * run["metrics"]["dice"] for (seed, *key), run in records.items() if key == [labels, way]}
+                for way in (after, before)
             ]
-            gains = [100 * (dice[1][seed] - dice[0][seed]) for seed in sorted(dice[0].keys() & dice[1].keys())]
+            gains = seed_by_seed(*dice)
             cells.append(spread(gains, ".1f", signed=True) + (f" (n = {len(gains)})" if gains else ""))
         rows.append((labels, *cells))
     header = (f"{after}, over {before}" for before, after in itertools.pairwise(ways))

@@ -1,7 +1,6 @@
 """Reads, runs and refreshes reproduction.ipynb; `make run`, `make notebook` and the tests go through here."""
 
 import argparse
-import collections
 import importlib.util
 import os
 import pathlib
@@ -188,11 +187,8 @@ def _collapsed(found):
 
 def _paired_gains(found, transform):
     """SemiC minus Supervised in points of accuracy, seed by seed."""
-    semic, supervised = (
-        {run["configuration"]["seed"]: 100 * run["metrics"]["accuracy"] for run in found.get((transform, method), ())}
-        for method in ("SemiC", "Supervised")
-    )
-    return [semic[seed] - supervised[seed] for seed in sorted(semic.keys() & supervised.keys())]
+    both = (helpers.accuracy_by_seed(found.get((transform, method), ())) for method in ("SemiC", "Supervised"))
+    return [100 * gain for gain in helpers.seed_by_seed(*both)]
 
 
 def _gains(found):
@@ -215,13 +211,8 @@ def _check_words(method, grid, shares, long):
         for name in method.TRANSFORMS
         if (paired := _paired_gains(found, name))
     ]
-    seed = long["Supervised"]["configuration"]["seed"]
-    short = next(
-        record["metrics"]["accuracy"]
-        for record in grid["reported"]["shift", "Supervised"]
-        if record["configuration"]["seed"] == seed
-    )
-    gained = 100 * (long["Supervised"]["metrics"]["accuracy"] - short)
+    short = helpers.accuracy_by_seed(grid["reported"]["shift", "Supervised"])
+    (gained,) = helpers.seed_by_seed(helpers.accuracy_by_seed([long["Supervised"]]), short)
     rising = [epoch["val_accuracy"] for epoch in long["SemiC"]["history"]]
     fallen = [
         record
@@ -229,15 +220,13 @@ def _check_words(method, grid, shares, long):
         if name == "8% labelled" and helpers.collapsed(record["history"][-1], "val_")
     ]
     wide = helpers.shipped_records(method.collapse_references)["as released"]
-    states = collections.defaultdict(dict)  # of section 10.5: gains by state and seed
-    for (seed, state, name), record in helpers.shipped_records(method.attribution_references).items():
-        sign = 1 if name == "SemiC" else -1
-        states[state][seed] = states[state].get(seed, 0) + sign * record["metrics"]["accuracy"]
+    attribution = helpers.shipped_records(method.attribution_references)
+    accuracies = {key: record["metrics"]["accuracy"] for key, record in attribution.items()}
+    released, training = (helpers.attribution_gains(accuracies, name) for name in ("released", "− inference_mode"))
     holds = {
         "Hardly any gain": max(gains) < 3,
-        "A longer training does most of it": gained > 0.5 * (printed["SemiC"] - printed["Supervised"]),
-        "the gain of `released` is gone": min(states["released"].values()) > 0
-        and np.mean(list(states["− inference_mode"].values())) <= 0,
+        "A longer training does most of it": 100 * gained > 0.5 * (printed["SemiC"] - printed["Supervised"]),
+        "the gain of `released` is gone": min(released) > 0 >= np.mean(training),
         "SemiC is still rising": np.mean(rising[-5:]) > np.mean(rising[-10:-5]),
         "collapses within 20 steps": all(
             any(

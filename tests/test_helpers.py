@@ -638,9 +638,8 @@ def test_a_difference_over_seeds_is_taken_seed_by_seed(record):
     assert unsure([0.51, 0.51, 0.51], [0.50, 0.50, 0.50])  # within the error of the test set, which all seeds share
     assert unsure([0.55, 0.57], [0.53, 0.53])  # two seeds say little: 2 and 4 points may be none
     assert beats([0.55, 0.551], [0.53, 0.53]) and not beats([0.53, 0.53], [0.55, 0.551])
-    assert (
-        unsure([0.513], [0.50]) and unsure([0.50], [0.513]) and beats([0.515], [0.50])
-    )  # two standard errors of one seed: 1.4 points
+    # Two standard errors of one seed are 1.4 points.
+    assert unsure([0.513], [0.50]) and unsure([0.50], [0.513]) and beats([0.515], [0.50])
     with pytest.raises(helpers.NotRun, match="SemiC for shift"):
         beats([], [0.5])
     sides = {("shift", name): [with_metrics(record, seed)] for seed, name in enumerate(("SemiC", "Supervised"))}

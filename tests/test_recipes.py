@@ -106,11 +106,14 @@ def test_one_angle_turns_all_images_of_all_steps_alike(method, make_model):
 
 
 def test_a_switch_reaches_a_transform_of_another_strength(method, data, tiny):
-    for transform, switch, argument in (("rotation", "one_angle", "together"), ("shift", "whole_shifts", "whole")):
+    for transform, strength, switch, argument in (
+        ("rotation", {"degrees": 9.0}, "one_angle", "together"),
+        ("shift", {"pixels": 5.0}, "whole_shifts", "whole"),
+    ):
         run = dataclasses.replace(method.plan("SemiC", transform, tiny, "shapes"), switches=switch)
-        weaker = functools.partial(method.TRANSFORMS[transform], **{"rotation": {"degrees": 9.0}}.get(transform, {}))
+        weaker = functools.partial(method.TRANSFORMS[transform], **strength)
         model = method.build_model(run, weaker, data.pool(run)[0])
-        assert model.transform.keywords == weaker.keywords | {argument: True}
+        assert model.transform.keywords == strength | {argument: True}
 
 
 def test_whole_shifts_go_from_minus_ten_to_nine(method):
@@ -405,11 +408,17 @@ def test_the_study_of_labels_changes_only_what_there_is_to_learn_from(method):
 
 
 def test_labels_are_shown_by_their_number_with_gaps_where_there_is_no_run():
-    accuracies = {(250, "alone"): 0.25, (250, "more"): None, (4000, "alone"): 0.5, (4000, "more"): 0.75}
+    accuracies = {
+        (250, "Supervised"): 0.25,
+        (250, "SemiC, more"): None,
+        (4000, "Supervised"): 0.5,
+        (4000, "SemiC, more"): 0.75,
+    }
     table = helpers.labels_table(accuracies)
-    assert table.header == ("labels", "alone", "more")
+    assert table.header == ("labels", "Supervised", "SemiC, more")
     assert [tuple(row) for row in table.rows] == [("250", "25.0%", "not run"), ("4,000", "50.0%", "75.0%")]
     (axis,) = helpers.show_labels(accuracies, "by labels").axes
     alone, more = axis.lines
     assert list(alone.get_ydata()) == [0.25, 0.5] and np.isnan(more.get_ydata()[0]) and more.get_ydata()[1] == 0.75
+    assert [line.get_color() for line in axis.lines] == [helpers.COLORS[method] for method in ("Supervised", "SemiC")]
     assert "no record" in helpers.show_labels(dict.fromkeys(accuracies), "by labels").caption
