@@ -1260,6 +1260,7 @@ class Configuration:
     steps: int = 0  # steps of an epoch; 0 is as many as show every image once, which balanced batches cannot have
     moments_from: str = ""  # id of the run whose optimizer it restores, where that is not the starting run
     logit_scale: float = 1.0  # factor on the starting weights of the output layer, and so on the logits
+    angle: int = 0  # which of its seed's angles it turns by, where one is drawn for all images
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -1279,7 +1280,7 @@ class Configuration:
             raise ValueError(
                 f"switches is {self.switches!r}; it must be some of {joined(SWITCHES)}, in this order, joined by +."
             )
-        for name in ("unlabeled", "seed", "steps"):
+        for name in ("unlabeled", "seed", "steps", "angle"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
         check_number("learning_rate", self.learning_rate, *RATES)
@@ -1295,6 +1296,8 @@ class Configuration:
             )
         if not self.starting_run and (self.moments_from or self.logit_scale != 1):
             raise ValueError("moments_from and logit_scale change what a run starts from: starting_run must be set.")
+        if self.angle and not (self.transform == "rotation" and "one_angle" in self.active):
+            raise ValueError(f"angle is {self.angle}: only a rotation with one_angle has one that is drawn once.")
 
     @property
     def id(self):
@@ -2253,7 +2256,7 @@ class Runner:
 
     def _folder(self, configuration, run):
         """Folder of the run, given by its id, that another starts from; its transform may be another, too."""
-        changes = {"method": "Supervised", "starting_run": "", "moments_from": "", "logit_scale": 1.0}
+        changes = {"method": "Supervised", "starting_run": "", "moments_from": "", "logit_scale": 1.0, "angle": 0}
         start = dataclasses.replace(configuration, transform=_transform_of(run), **changes)
         return self.folder / run / self.fingerprint(start)
 
@@ -2614,6 +2617,34 @@ def scale_table(planned, records, caption=""):
     return Table((*header, "minutes (cores)"), rows, caption)
 
 
+def repeats_table(repeats, rows, caption=""):
+    """The same runs trained twice, on the device of either.
+
+    Args:
+        repeats: rows of `repeats.csv`, dicts of str.
+        rows: rows of `runs.csv`.
+        caption: of the table; how many there are and how far apart is added to it.
+
+    Returns:
+        Table, a row a repeat, sorted by width and run.
+    """
+    if not repeats:
+        return _no_record(caption)
+    first, cells, distances = {row["id"]: row for row in rows}, [], []
+    for row in sorted(repeats, key=lambda row: (int(row["width"]), row["method"], row["transform"], int(row["seed"]))):
+        before, after = (float(one["accuracy"]) for one in (first[row["id"]], row))
+        distances.append(abs(after - before))
+        name = f"{row['method']}, {row['transform']} ({row['recipe']})"
+        shown = [f"{value:.1%}" for value in (before, after)] + [f"{100 * (after - before):+z.1f}"]
+        devices = first[row["id"]]["device"], row["device"]
+        cells.append((name, row["width"], row["epochs"], row["seed"], devices[0], shown[0], devices[1], *shown[1:]))
+    header = ("run", "width", "epochs", "seed", "first on", "accuracy", "then on", "accuracy", "points")
+    apart = (
+        f"{len(cells)} runs, {100 * np.mean(distances):.1f} points apart on average, {100 * max(distances):.1f} at most"
+    )
+    return Table(header, cells, f"{caption}: {apart}")
+
+
 def accuracy_by_seed(records):
     """Dict of seed to test accuracy over images and copies, a fraction."""
     return {record["configuration"]["seed"]: record["metrics"]["accuracy"] for record in records}
@@ -2746,33 +2777,51 @@ def publish(records, folder="results"):
         records: of finished runs.
         folder: where the two files are.
     """
-    folder = pathlib.Path(folder)
-    while True:
-        try:
-            with Lock(folder / "lock.json"):
-                return _publish(records, folder)
-        except Locked:
-            time.sleep(0.1)
-
-
-def _publish(records, folder):
     curves = [
         {"id": record["id"], "fingerprint": record["fingerprint"], "epoch": epoch}
         | {name: f"{value:.4g}" for name, value in values.items()}
         for record in records
         for epoch, values in enumerate(record["history"], start=1)
     ]
-    new = {record["id"] for record in records}
-    for name, columns, rows in (  # the curves first: what is in runs.csv counts as there
-        ("curves.csv", CURVE_COLUMNS, curves),
-        ("runs.csv", RUN_COLUMNS, [run_row(record) for record in records]),
-    ):
-        kept = [row for row in read_csv(folder / name) if row["id"] not in new]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept + rows)
-        write_bytes(folder / name, text.getvalue().encode())
+    rows = [run_row(record) for record in records]
+    # The curves first: what is in runs.csv counts as there.
+    files = {"curves.csv": (CURVE_COLUMNS, curves), "runs.csv": (RUN_COLUMNS, rows)}
+    _put_rows(pathlib.Path(folder), files, key=("id",))
+
+
+def publish_repeats(records, folder="results"):
+    """Add finished runs that `runs.csv` has already, trained once more, to `repeats.csv`: a row a run and device.
+
+    Args:
+        records: of finished runs.
+        folder: where the file is.
+    """
+    rows = [run_row(record) for record in records]
+    _put_rows(pathlib.Path(folder), {"repeats.csv": (RUN_COLUMNS, rows)}, key=("id", "device"))
+
+
+def _put_rows(folder, files, key):
+    """Add rows to CSV files in place of those of the same key, as soon as no other process does so.
+
+    A row from before a field of Configuration was added gets its default.
+
+    files: dict of a file's name to its columns and the rows, dicts; key: columns.
+    """
+    while True:
+        try:
+            with Lock(folder / "lock.json"):
+                for name, (columns, rows) in files.items():
+                    new = {tuple(row[column] for column in key) for row in rows}
+                    kept = [row for row in read_csv(folder / name) if tuple(row[column] for column in key) not in new]
+                    text = io.StringIO()
+                    writer = csv.DictWriter(text, columns, lineterminator="\n")
+                    writer.writeheader()
+                    defaults = {name: vars(Configuration)[name] for name in columns if name in vars(Configuration)}
+                    writer.writerows([*(defaults | row for row in kept), *rows])
+                    write_bytes(folder / name, text.getvalue().encode())
+                return
+        except Locked:
+            time.sleep(0.1)
 
 
 def read_csv(path):

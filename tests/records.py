@@ -3,7 +3,7 @@
 Every list is made by the notebook's own functions. A record is published as soon as its run is finished, and a run
 that was broken off goes on where it was, so that the command can be stopped and started at will. What is in results/
 already is not trained again, also not after a change of the code (its row names the state of the code that made it),
-unless another run starts from it; to renew a record, delete its row.
+unless another run starts from it, and then what comes out is added to repeats.csv; to renew a record, delete its row.
 """
 
 import argparse
@@ -19,7 +19,7 @@ LISTS = ("grid", "scale", "collapse", "share", "survival", "attribution", "refin
 
 def train(method, name):
     """Train what is missing of a list, in its order."""
-    to_do = missing(method, name)
+    to_do, shipped = missing(method, name), shipped_ids()
     if name == "segmentation":
         data, parts = helpers.load_segmentation(method.SLICES), (method.build_segmenter, method.SEGMENTATION_VIEWS)
     else:
@@ -29,18 +29,24 @@ def train(method, name):
     runner = helpers.Runner(data, *parts, to_do, name, notebook.ROOT / "runs")
     for number, run in enumerate(to_do, start=1):
         records = runner.train([run])
-        helpers.publish(records, notebook.ROOT / "results")
+        add = helpers.publish_repeats if run.id in shipped else helpers.publish
+        add(records, notebook.ROOT / "results")
         done = (
             ", ".join(f"{record['metrics']['accuracy']:.1%}" for record in records) or f"failed: {runner.failure(run)}"
         )
         print(f"{number} of {len(to_do)}: {run.id}, {run.title}: {done}", flush=True)
 
 
+def shipped_ids():
+    """Of the runs in results/runs.csv."""
+    return {row["id"] for row in helpers.shipped("runs.csv") or ()}
+
+
 def missing(method, name):
     """The runs of a list that results/ has not, with those that they start from."""
     precision = helpers.automatic_precision("standard", width=64)  # what this machine computes fastest in
     runs = list(dict.fromkeys(getattr(method, f"{name}_references")(precision).values()))
-    shipped = {row["id"] for row in helpers.shipped("runs.csv") or ()}
+    shipped = shipped_ids()
     starts = {start for run in runs if run.id not in shipped for start in (run.starting_run, run.moments_from)}
     return [run for run in runs if run.id not in shipped or run.id in starts]
 

@@ -358,7 +358,9 @@ def test_every_field_that_determines_a_result_is_in_the_id(run):
     others.append(dataclasses.replace(run, method="SemiCT", starting_run="some-run"))
     starting = {"moments_from": "other-run", "logit_scale": 0.5}
     others += [dataclasses.replace(others[-1], **{name: value}) for name, value in starting.items()]
-    assert {field.name for field in dataclasses.fields(run)} == {*changes, *starting, "method", "starting_run"}
+    others.append(dataclasses.replace(run, transform="rotation", switches="one_angle"))
+    others.append(dataclasses.replace(others[-1], angle=1))
+    assert {field.name for field in dataclasses.fields(run)} == {*changes, *starting, "method", "starting_run", "angle"}
     assert len({run.id, *(other.id for other in others)}) == len(others) + 1
 
 
@@ -395,6 +397,9 @@ def test_the_id_is_a_file_name(run):
         {"moments_from": "some-run"},
         {"logit_scale": 2.0},
         {"logit_scale": 0.0},
+        {"angle": -1},
+        {"angle": 1, "switches": "one_angle"},
+        {"angle": 1, "transform": "rotation"},
         {"method": "SemiCT"},
     ],
 )
@@ -582,6 +587,31 @@ def test_published_records_keep_one_row_a_run(tmp_path, record):
         (fingerprint, epoch) for fingerprint in ("0123abcd", "other") for epoch in "123"
     ]
     assert [float(curve["val_loss"]) for curve in curves[3:]] == [epoch["val_loss"] for epoch in record["history"]]
+
+
+def test_a_row_from_before_a_field_was_added_gets_its_default(tmp_path, record):
+    helpers.publish([record], tmp_path)
+    path, columns = tmp_path / "runs.csv", [name for name in helpers.RUN_COLUMNS if name != "angle"]
+    rows = [{name: row[name] for name in columns} for row in helpers.read_csv(path)]
+    path.write_text("\n".join([",".join(columns), *(",".join(row.values()) for row in rows)]) + "\n")
+    helpers.publish([record | {"id": "another"}], tmp_path)
+    assert [row["angle"] for row in helpers.read_csv(path)] == ["0", "0"]
+
+
+def test_repeats_are_told_beside_the_first_and_do_not_replace_it(tmp_path, record):
+    helpers.publish([record], tmp_path)
+    elsewhere = {"environment": record["environment"] | {"device": "another processor"}}
+    for accuracy, where in ((0.1, {}), (0.2, elsewhere), (0.3, elsewhere)):
+        helpers.publish_repeats([with_metrics(record, accuracy=accuracy) | where], tmp_path)
+    rows, repeats = (helpers.read_csv(tmp_path / f"{name}.csv") for name in ("runs", "repeats"))
+    assert [float(row["accuracy"]) for row in rows] == [record["metrics"]["accuracy"]]
+    assert [(float(row["accuracy"]), row["device"]) for row in repeats][1:] == [(0.3, "another processor")]
+    table = helpers.repeats_table(repeats, [rows[0] | {"accuracy": "0.2"}], "Twice")
+    assert [row[-3:] for row in table.rows] == [
+        (repeats[0]["device"], "10.0%", "-10.0"),
+        ("another processor", "30.0%", "+10.0"),
+    ]
+    assert "2 runs, 10.0 points apart on average, 10.0 at most" in repr(table)
 
 
 def test_records_published_at_once_are_all_kept(tmp_path, record):

@@ -114,6 +114,14 @@ def test_shipped_rows_have_their_curves_and_the_id_of_their_settings():
         assert max(int(curve["epoch"]) for curve in own) == int(row["epochs"])
 
 
+def test_what_was_trained_again_is_in_the_shipped_rows():
+    rows, repeats = (helpers.read_csv(notebook.ROOT / "results" / f"{name}.csv") for name in ("runs", "repeats"))
+    first = {row["id"]: row for row in rows}
+    assert repeats
+    for row in repeats:
+        assert all(row[name] == first[row["id"]][name] for name in helpers.Configuration.__dataclass_fields__)
+
+
 def test_readme_gives_the_presets_sizes(method):
     lines = notebook.README.read_text().splitlines()
     for name, sizes in method.PRESETS.items():

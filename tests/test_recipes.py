@@ -105,6 +105,19 @@ def test_one_angle_turns_all_images_of_all_steps_alike(method, make_model):
     assert abs(np.degrees(trained[0])) < 45
 
 
+def test_another_angle_goes_on_from_step_one_with_other_copies_alone(method, data, tiny, tmp_path):
+    tiny.recipe, tiny.epochs_supervised = "released", 1
+    start, semict = (method.plan(name, "rotation", tiny, "shapes") for name in ("Supervised", "SemiCT"))
+    runner = helpers.Runner(data, method.build_model, method.TRANSFORMS, [start, semict], "smoke", tmp_path)
+    runner.train([start])
+    models = [runner.model(dataclasses.replace(semict, angle=angle)) for angle in range(3)]
+    for variables in zip(*(model.weights + model.optimizer.variables for model in models), strict=True):
+        assert all(np.array_equal(variables[0].numpy(), other.numpy()) for other in variables[1:])
+    images = tf.constant(data.test_images[:2] / 255, tf.float32)
+    copies = [model.copies(images, [1, 2], training).numpy() for model in models for training in (True, False)]
+    assert not any(np.allclose(one, other, atol=1e-3) for one, other in itertools.combinations(copies, 2))
+
+
 def test_a_switch_reaches_a_transform_of_another_strength(method, data, tiny):
     for transform, strength, switch, argument in (
         ("rotation", {"degrees": 9.0}, "one_angle", "together"),
@@ -351,6 +364,8 @@ def test_survival_exchanges_only_what_it_names(method, tiny):
     runs = method.survival_runs(tiny, 256)
     fields = {
         "state of rotation, goes on with shift": ("rotation", {"transform"}),
+        "rotation, at a third angle": ("rotation", {"angle"}),
+        "rotation, early-stopped, at another angle": ("rotation, early-stopped", {"angle"}),
         "rotation with the moments of shift": ("rotation", {"moments_from"}),
         "shift with the moments of rotation": ("shift", {"moments_from"}),
         "rotation, early-stopped, with the full moments": ("rotation, early-stopped", {"moments_from"}),
