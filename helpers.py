@@ -140,7 +140,7 @@ COLORS = {
 }
 
 # Seven more of the same palette for lines that are not methods.
-WAY_COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+WAY_COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
 
 # ------------------------------------------------------------------------------ environment
 
