@@ -140,7 +140,7 @@ COLORS = {
 }
 
 # Seven more of the same palette for lines that are not methods.
-WAY_COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
+WAY_COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999", "#882255")
 
 # ------------------------------------------------------------------------------ environment
 
@@ -2637,11 +2637,11 @@ def repeats_table(repeats, rows, caption=""):
         name = f"{row['method']}, {row['transform']} ({row['recipe']})"
         shown = [f"{value:.1%}" for value in (before, after)] + [f"{100 * (after - before):+z.1f}"]
         devices = first[row["id"]]["device"], row["device"]
-        cells.append((name, row["width"], row["epochs"], row["seed"], devices[0], shown[0], devices[1], *shown[1:]))
-    header = ("run", "width", "epochs", "seed", "first on", "accuracy", "then on", "accuracy", "points")
-    apart = (
-        f"{len(cells)} runs, {100 * np.mean(distances):.1f} points apart on average, {100 * max(distances):.1f} at most"
-    )
+        sizes = (row["width"], f"{int(row['unlabeled']):,}", row["epochs"], row["seed"])
+        cells.append((name, *sizes, devices[0], shown[0], devices[1], *shown[1:]))
+    header = ("run", "width", "unlabelled", "epochs", "seed", "first on", "accuracy", "then on", "accuracy", "points")
+    half, most = 100 * np.median(distances), 100 * max(distances)
+    apart = f"{len(cells)} runs, half of them at most {half:.1f} points apart, all {most:.1f}"
     return Table(header, cells, f"{caption}: {apart}")
 
 
@@ -2762,8 +2762,11 @@ def run_row(record):
 
     `seconds` is the training's time by the clock, with all that the machine did beside it and pauses of the process.
     """
-    everything = {**record["environment"], **record["metrics"], **record["configuration"], **record}
-    everything["recipe"] = Configuration(**record["configuration"]).recipe
+    configuration = Configuration(
+        **record["configuration"]
+    )  # with the defaults of fields that are newer than the record
+    everything = {**record["environment"], **record["metrics"], **dataclasses.asdict(configuration), **record}
+    everything["recipe"] = configuration.recipe
     return {column: everything[column] for column in RUN_COLUMNS if column in everything}
 
 
