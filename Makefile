@@ -38,7 +38,7 @@ run: $(VENV)/ready
 		$(BIN)/python tests/notebook.py --output reproduction-$(PRESET).ipynb
 
 test: $(VENV)/ready lint
-	$(BIN)/python -m pytest -q --durations=8
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=8
 
 notebook: $(VENV)/ready
 	$(BIN)/python tests/notebook.py
