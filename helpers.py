@@ -139,7 +139,7 @@ COLORS = {
     "SemiCTE": "#009E73",
 }
 
-# Seven more of the same palette for lines that are not methods.
+# For lines that are not methods: seven of the same palette, and two more that differ from them.
 WAY_COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999", "#882255")
 
 # ------------------------------------------------------------------------------ environment
@@ -1222,7 +1222,10 @@ def entropy(distribution):
 # ------------------------------------------------------------------------------------ runs
 
 EVALUATION_BATCH = 250
-EVALUATION_SEED = (20210416, 0)  # the same test copies for every run; with one angle, that follows from the run's seed
+EVALUATION_SEED = (
+    20210416,
+    0,
+)  # the same test copies for every run; with one angle, that follows from the run's seed and `angle`
 
 
 def joined(switches):
