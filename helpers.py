@@ -1222,10 +1222,8 @@ def entropy(distribution):
 # ------------------------------------------------------------------------------------ runs
 
 EVALUATION_BATCH = 250
-EVALUATION_SEED = (
-    20210416,
-    0,
-)  # the same test copies for every run; with one angle, that follows from the run's seed and `angle`
+# The same test copies for every run; with one angle, that follows from the run's seed and `angle`.
+EVALUATION_SEED = (20210416, 0)
 
 
 def joined(switches):
@@ -2765,9 +2763,7 @@ def run_row(record):
 
     `seconds` is the training's time by the clock, with all that the machine did beside it and pauses of the process.
     """
-    configuration = Configuration(
-        **record["configuration"]
-    )  # with the defaults of fields that are newer than the record
+    configuration = Configuration(**record["configuration"])  # with the defaults of fields that the record has not
     everything = {**record["environment"], **record["metrics"], **dataclasses.asdict(configuration), **record}
     everything["recipe"] = configuration.recipe
     return {column: everything[column] for column in RUN_COLUMNS if column in everything}
@@ -2813,6 +2809,7 @@ def _put_rows(folder, files, key):
 
     files: dict of a file's name to its columns and the rows, dicts; key: columns.
     """
+    fields = dataclasses.fields(Configuration)
     while True:
         try:
             with Lock(folder / "lock.json"):
@@ -2822,7 +2819,7 @@ def _put_rows(folder, files, key):
                     text = io.StringIO()
                     writer = csv.DictWriter(text, columns, lineterminator="\n")
                     writer.writeheader()
-                    defaults = {name: vars(Configuration)[name] for name in columns if name in vars(Configuration)}
+                    defaults = {field.name: field.default for field in fields if field.name in columns}
                     writer.writerows([*(defaults | row for row in kept), *rows])
                     write_bytes(folder / name, text.getvalue().encode())
                 return
