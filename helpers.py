@@ -2646,6 +2646,37 @@ def repeats_table(repeats, rows, caption=""):
     return Table(header, cells, f"{caption}: {apart}")
 
 
+def continuation_table(records, repeats, caption=""):
+    """Step one and what it becomes when the training goes on in several ways.
+
+    Args:
+        records: dict of (transform, name) to record, None where there is none; the name of step one is "step one".
+        repeats: rows of `repeats.csv`; where step one was trained again, these networks are what went on.
+        caption: of the table.
+
+    Returns:
+        Table, a row a transform: test accuracy and agreement of step one and of each way, and the gain in accuracy of
+        the last way over the one before it.
+    """
+    if not any(records.values()):
+        return _no_record(caption)
+    again, rows = {row["id"]: row for row in repeats or ()}, []
+    names = list(dict.fromkeys(name for _, name in records))
+    for transform in dict.fromkeys(transform for transform, _ in records):
+        found = [records[transform, name] for name in names]
+        metrics = [
+            record and again.get(record["id"] if name == "step one" else None, record["metrics"])
+            for name, record in zip(names, found, strict=True)
+        ]
+        shown = [
+            f"{float(one['accuracy']):.1%} | {float(one['consistency']):.1%}" if one else "not run" for one in metrics
+        ]
+        gain = f"{100 * (metrics[-1]['accuracy'] - metrics[-2]['accuracy']):+z.1f}" if all(metrics[-2:]) else "–"
+        rows.append((transform, *shown, gain))
+    columns = (f"{name}: accuracy | agreement" for name in names)
+    return Table(("transform", *columns, "points of the last over the one before"), rows, caption)
+
+
 def accuracy_by_seed(records):
     """Dict of seed to test accuracy over images and copies, a fraction."""
     return {record["configuration"]["seed"]: record["metrics"]["accuracy"] for record in records}

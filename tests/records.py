@@ -13,8 +13,19 @@ import notebook
 
 import helpers
 
-# Shown in the sections 9, 9.3, 10.3, 10.4, 10.5, 11.1, 11.2 and 12.
-LISTS = ("grid", "scale", "collapse", "share", "survival", "attribution", "refinement", "labels", "segmentation")
+# Shown in the sections 9, 9.3, 9.4, 10.3, 10.4, 10.5, 11.1, 11.2 and 12.
+LISTS = (
+    "grid",
+    "scale",
+    "continued",
+    "collapse",
+    "share",
+    "survival",
+    "attribution",
+    "refinement",
+    "labels",
+    "segmentation",
+)
 
 
 def train(method, name):

@@ -615,6 +615,26 @@ def test_repeats_are_told_beside_the_first_and_do_not_replace_it(tmp_path, recor
     assert "2 runs, half of them at most 10.0 points apart, all 10.0" in repr(table)
 
 
+def test_what_goes_on_is_told_beside_the_step_one_that_it_started_from(record):
+    start, without, full = (
+        with_metrics(record, accuracy=accuracy, consistency=0.5) | {"id": name}
+        for name, accuracy in (("one", 0.1), ("two", 0.2), ("three", 0.25))
+    )
+    records = {("shift", "step one"): start, ("shift", "without"): without, ("shift", "full"): full}
+    records |= {("noise", name): None for _, name in records} | {("noise", "step one"): start}
+    again = [
+        {"id": "one", "accuracy": "0.15", "consistency": "0.75"},
+        {"id": "three", "accuracy": "0", "consistency": "0"},
+    ]
+    table = helpers.continuation_table(records, again)
+    assert table.rows == [
+        ("shift", "15.0% | 75.0%", "20.0% | 50.0%", "25.0% | 50.0%", "+5.0"),
+        ("noise", "15.0% | 75.0%", "not run", "not run", "–"),
+    ]
+    assert helpers.continuation_table(records, []).rows[0][1] == "10.0% | 50.0%"
+    assert "no record" in repr(helpers.continuation_table(dict.fromkeys(records), [], "Going on"))
+
+
 def test_records_published_at_once_are_all_kept(tmp_path, record):
     names = [f"run-{number}" for number in range(8)]
     threads = [

@@ -422,6 +422,15 @@ def test_the_study_of_labels_changes_only_what_there_is_to_learn_from(method):
         assert dataclasses.replace(run, **shared) == grid["sound", "shift", run.method, 0]
 
 
+def test_what_semict_owes_to_its_loss_is_asked_with_nothing_else_changed(method):
+    runs, grid = method.continued_references("float32"), method.grid_references("float32")
+    for transform in ("noise", "shift", "rotation"):
+        full, without = (runs[transform, f"SemiCT, λ = {weight}"] for weight in (1, 0))
+        assert full == grid["reported", transform, "SemiCT", 0] and full.consistency_weight == 1
+        assert without == dataclasses.replace(full, consistency_weight=0.0)
+        assert without.starting_run == full.starting_run == runs[transform, "step one"].id
+
+
 def test_labels_are_shown_by_their_number_with_gaps_where_there_is_no_run():
     accuracies = {
         (250, "Supervised"): 0.25,
