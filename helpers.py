@@ -1,8 +1,9 @@
-"""The plumbing of reproduction.ipynb, in the order in which the notebook uses it.
+"""The plumbing of reproduction.ipynb.
 
 The method itself (transforms, network, losses, training step) stands in the notebook, in the
-cells tagged `method`. Here is what it rests on: environment, settings, data, warps and layers,
-runs that can be resumed, tables, figures and widgets.
+cells tagged `method`. Here is what it rests on, in this order: environment, devices, settings, data,
+warps, layers, runs and how they are resumed, tables, claims, the records in results/, figures, what section 12
+shows, and the playground.
 
 "The report" is the student report named in README.md; "section" means a section of the notebook.
 """
@@ -734,7 +735,7 @@ def split_table(data, ranges):
     )
 
 
-# ------------------------------------------------------------------------- data of section 12
+# ----------------------------------------------------------------------- data of section 12
 
 MEMBRANES = "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane"
 MEMBRANE_FOLDERS = {"images": "train/image", "cells": "train/label", "unlabeled": "test"}
@@ -850,12 +851,17 @@ def load_segmentation(order, path=None, shrink=2):
         Split.
 
     Raises:
-        ValueError: an image is named twice, or as for `load_membranes`.
+        ValueError: an image is named twice or is not among the 30, `shrink` does not divide 512, or as for
+            `load_membranes`.
         FileNotFoundError: as for `load_membranes`.
     """
     named = [number for numbers in order.values() for number in numbers]
     if len(set(named)) != len(named):
         raise ValueError(f"order is {order}; it must name no image twice.")
+    if not set(named) <= set(range(30)):
+        raise ValueError(f"order is {order}; the images with labels are 0 ... 29.")
+    if shrink < 1 or 512 % shrink:
+        raise ValueError(f"shrink is {shrink}; it must divide 512, as 1, 2 and 4 do.")
     try:
         arrays, name = load_membranes(path), "isbi2012"
         images = _shrunk(np.concatenate([arrays["images"], arrays["unlabeled"]]), shrink).round().astype(np.uint8)
@@ -1103,7 +1109,7 @@ def compare_warps(images, maps, caption="", repeats=5):
     )
 
 
-# --------------------------------------------------------------------------------- network
+# ---------------------------------------------------------------------------------- network
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -1219,7 +1225,7 @@ def entropy(distribution):
     return -tf.reduce_sum(tf.math.xlogy(distribution, distribution))
 
 
-# ------------------------------------------------------------------------------------ runs
+# ------------------------------------------------------------------------------------- runs
 
 EVALUATION_BATCH = 250
 # The same test copies for every run; with one angle, that follows from the run's seed and `angle`.
@@ -1277,6 +1283,11 @@ class Configuration:
         for name in ("width", "labeled", "epochs", "batch_size", "test", "validation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        most = math.ceil((self.labeled + self.unlabeled) / self.batch_size)
+        if not self.balanced and self.steps > most:
+            raise ValueError(f"steps is {self.steps}; an epoch that shows every image once has {most}.")
+        if self.balanced and self.unlabeled and self.batch_size % 2:
+            raise ValueError(f"batch_size is {self.batch_size}; balanced batches have two halves: give an even number.")
         if self.active - set(SWITCHES) or self.switches != joined(self.active):
             raise ValueError(
                 f"switches is {self.switches!r}; it must be some of {joined(SWITCHES)}, in this order, joined by +."
@@ -1331,12 +1342,17 @@ class Configuration:
     def pairs(self):
         """Image pairs (an image and its transformed copy) that training passes through the network."""
         drawn = self.steps_per_epoch * self.batch_size
-        return self.epochs * (drawn if self.balanced else min(drawn, self.labeled + self.unlabeled))
+        return self.epochs * (drawn if self.full_batches else min(drawn, self.labeled + self.unlabeled))
 
     @property
     def balanced(self):
         """Whether its batches are those of `balanced_batches`."""
         return "balanced_batches" in self.active
+
+    @property
+    def full_batches(self):
+        """Whether an epoch's last batch, too, holds `batch_size` images."""
+        return self.balanced or "filled_batches" in self.active
 
     @property
     def recipe(self):
@@ -1775,15 +1791,15 @@ class Lock:
         try:
             while not self._create():
                 self._remove_unless_alive()
-        except BaseException:
+            for draft in self.path.parent.glob("lock.*"):  # left by who was killed while asking for the lock
+                with contextlib.suppress(FileNotFoundError):
+                    if draft != self.path and time.time() - draft.stat().st_mtime > self.STALE:
+                        draft.unlink()
+            self._stop, self._renewing = threading.Event(), threading.Thread(target=self._renew, daemon=True)
+            self._renewing.start()
+        except BaseException:  # then the file, if it was made, is nobody's, and is taken over
             _locks_held.discard(self.token)
             raise
-        for draft in self.path.parent.glob("lock.*"):  # left by who was killed while asking for the lock
-            with contextlib.suppress(FileNotFoundError):
-                if draft != self.path and time.time() - draft.stat().st_mtime > self.STALE:
-                    draft.unlink()
-        self._stop, self._renewing = threading.Event(), threading.Thread(target=self._renew, daemon=True)
-        self._renewing.start()
         return self
 
     def __exit__(self, *exception):
@@ -1946,7 +1962,10 @@ class Checkpoint(keras.callbacks.Callback):
         self.files = {path.name: save_weights(self.model, path)}
         progress = {"history": self.history, "seconds": self.seconds, "files": self.files}
         write_json(self.folder / "progress.json", progress)
-        checkpoint_path(self.folder, epoch).unlink(missing_ok=True)
+        old = checkpoint_path(self.folder, epoch)
+        if old.exists():
+            old.write_bytes(b"")  # Google Drive moves what is removed to its trash, which counts as used
+            old.unlink()
 
 
 def averaging(model):
@@ -2353,7 +2372,7 @@ class Runner:
         model = self.model(configuration, pool)
         for use, positions in places.items():
             size = configuration.batch_size if use == "training" else EVALUATION_BATCH
-            full = use == "training" and configuration.balanced  # whose batches always are
+            full = use == "training" and configuration.full_batches
             last = size if full else len(positions) % size or size
             if last < self.strategy.num_replicas_in_sync:
                 raise ValueError(
@@ -2414,7 +2433,7 @@ class Runner:
         return training_batches(positions, run.batch_size, run.seed, first_epoch, run.epochs, run.steps_per_epoch, fill)
 
 
-# ---------------------------------------------------------------------------------- tables
+# ----------------------------------------------------------------------------------- tables
 
 # Table 1 of the report, as printed: total, supervised and consistency loss, then the accuracy
 # ("Sup") and how often both predictions agree ("Cons"). Its last method is called SemiTCE there.
@@ -2540,6 +2559,14 @@ def export(tables, folder):
     return Table(("files", "what"), rows, f"{len(rows)} tables and figures written to {folder.name}/")
 
 
+def spread(values, form=".1%", signed=False):
+    """Mean ± standard deviation of at least two values, or the one value there is; "not run" of none."""
+    if not len(values):
+        return "not run"
+    mean = format(np.mean(values), f"+z{form}" if signed else form)  # z: no "-0.0"
+    return f"{mean} ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else mean
+
+
 def table_1(sources, caption="", failures=None):
     """Table 1 of the report, each of its numbers beside ours.
 
@@ -2612,8 +2639,8 @@ def scale_table(planned, records, caption=""):
             metrics, row = records[name]["metrics"], records[name]["row"]
             cells = [f"{metrics[key]:.1%}" for key in ("accuracy", "consistency", "largest_class")]
             cells += [f"{float(row['seconds']) / 60:.0f} ({row['cores']})"]
-        theirs = "10.0%" if printed == MISPRINT else f"{printed:.1%}"
-        rows.append((name, run.width, run.epochs, f"{run.epochs * run.steps_per_epoch:,}", theirs, *cells))
+        updates = f"{run.epochs * run.steps_per_epoch:,}"
+        rows.append((name, run.width, run.epochs, updates, f"{printed:.1%}", *cells))
     header = ("run", "width", "epochs", "updates", "report: accuracy", "accuracy", "agreement", "largest class")
     return Table((*header, "minutes (cores)"), rows, caption)
 
@@ -2651,30 +2678,210 @@ def continuation_table(records, repeats, caption=""):
 
     Args:
         records: dict of (transform, name) to record, None where there is none; the name of step one is "step one".
-        repeats: rows of `repeats.csv`; where step one was trained again, these networks are what went on.
+        repeats: rows of `repeats.csv`: of step ones that were trained again, on another device, the one that was
+            trained on the device on which the ways were is shown, as it is what they started from.
         caption: of the table.
 
     Returns:
         Table, a row a transform: test accuracy and agreement of step one and of each way, and the gain in accuracy of
-        the last way over the one before it.
+        the last way over the one before it, where both were trained on one device.
     """
     if not any(records.values()):
         return _no_record(caption)
-    again, rows = {row["id"]: row for row in repeats or ()}, []
+    again, rows = {(row["id"], row["device"]): row for row in repeats or ()}, []
     names = list(dict.fromkeys(name for _, name in records))
     for transform in dict.fromkeys(transform for transform, _ in records):
-        found = [records[transform, name] for name in names]
+        start, *ways = (records[transform, name] for name in names)
+        device = next((way["row"]["device"] for way in reversed(ways) if way), None)
         metrics = [
-            record and again.get(record["id"] if name == "step one" else None, record["metrics"])
-            for name, record in zip(names, found, strict=True)
+            start and again.get((start["id"], device), start["metrics"]),
+            *(way and way["metrics"] for way in ways),
         ]
         shown = [
             f"{float(one['accuracy']):.1%} | {float(one['consistency']):.1%}" if one else "not run" for one in metrics
         ]
-        gain = f"{100 * (metrics[-1]['accuracy'] - metrics[-2]['accuracy']):+z.1f}" if all(metrics[-2:]) else "–"
+        alike = all(ways[-2:]) and len({way["row"]["device"] for way in ways[-2:]}) == 1
+        gain = f"{100 * (metrics[-1]['accuracy'] - metrics[-2]['accuracy']):+z.1f}" if alike else "–"
         rows.append((transform, *shown, gain))
     columns = (f"{name}: accuracy | agreement" for name in names)
     return Table(("transform", *columns, "points of the last over the one before"), rows, caption)
+
+
+def curve_table(records, caption=""):
+    """What the curves of some runs say in numbers: a Table, a row a record; None stands for no run."""
+    rows = []
+    for record in filter(None, records):
+        history, configuration = record["history"], record["configuration"]
+        losses, last = [epoch["val_loss"] for epoch in history], history[-1]
+        lowest = int(np.argmin(losses))
+        rows.append(
+            (
+                f"{configuration['method']}, {configuration['transform']}, rate {configuration['learning_rate']:g}",
+                f"{last['loss']:.2f}",
+                f"{losses[lowest]:.2f} (epoch {lowest + 1})",
+                f"{losses[-1]:.2f}",
+                f"{last['val_accuracy']:.1%}",
+                f"{last['val_consistency']:.1%}",
+                stagnation_epoch(history),
+            )
+        )
+    header = (
+        "run",
+        "last training loss",
+        "lowest validation loss",
+        "last",
+        "last accuracy",
+        "last agreement",
+        "stagnates in epoch",
+    )
+    return Table(header, rows, f"Read from the curves; loss and accuracy on the validation images{caption}")
+
+
+def stagnation_epoch(history):
+    """Epoch (from 1) from which on the validation accuracy gains less than a point, smoothed over five epochs."""
+    accuracy = np.array([epoch["val_accuracy"] for epoch in history])
+    smooth = np.array([accuracy[max(0, k - 2) : k + 3].mean() for k in range(len(accuracy))])
+    return int(np.argmax(smooth >= smooth.max() - 0.01)) + 1
+
+
+def survival_table(records, caption=""):
+    """How short continuations ended, over several seeds.
+
+    Args:
+        records: dict of (seed, name) to record, of the continuations and of what they start from.
+        caption: of the table.
+
+    Returns:
+        Table, a row a name of a continuation, its losses in the order of the seeds.
+    """
+    ways = _continuations(records)
+    if not ways:
+        return _no_record(caption)
+    rows = []
+    for name in dict.fromkeys(name for _, name in ways):
+        runs = [ways[key] for key in sorted(ways) if key[1] == name]
+        before = [start["history"][-1]["loss_supervised"] for start, _ in runs]
+        ends = [record["history"][-1] for _, record in runs]
+        rows.append(
+            (
+                name,
+                ", ".join(f"{loss:.2f}" for loss in before),
+                f"{sum(collapsed(end, 'val_') for end in ends)} of {len(ends)}",
+                ", ".join(f"{end['val_loss_supervised']:.1f}" for end in ends),
+                ", ".join(f"{end['val_accuracy']:.0%}" for end in ends),
+            )
+        )
+    header = (
+        "SemiCT",
+        "training loss of its step one",
+        "collapsed",
+        "supervised loss at the end",
+        "accuracy at the end",
+    )
+    return Table(header, rows, caption)
+
+
+def attribution_table(accuracies, caption=""):
+    """What every state does to two methods and to the gain of the second over the first.
+
+    Args:
+        accuracies: dict of (seed, state, method) to test accuracy, or to None where there is none; the methods are
+            Supervised and SemiC.
+        caption: of the table.
+
+    Returns:
+        Table, a row a state; the gain is taken seed by seed, over those seeds that have both methods.
+    """
+    rows = []
+    for state in dict.fromkeys(state for _, state, _ in accuracies):
+        both = [_of_state(accuracies, state, method) for method in ("Supervised", "SemiC")]
+        gains = attribution_gains(accuracies, state)
+        rows.append(
+            (state, *(spread(list(values.values())) for values in both), spread(gains, signed=True), len(gains))
+        )
+    header = ("recipe", "Supervised", "SemiC", "gain of SemiC", "pairs of runs")
+    return Table(header, rows, caption)
+
+
+def attribution_gains(accuracies, state):
+    """SemiC minus Supervised at a state, seed by seed; accuracies as for `attribution_table`."""
+    return seed_by_seed(*(_of_state(accuracies, state, method) for method in ("SemiC", "Supervised")))
+
+
+def _of_state(accuracies, state, method):
+    return {key[0]: value for key, value in accuracies.items() if key[1:] == (state, method) and value is not None}
+
+
+def refinement_table(records, caption=""):
+    """What each refinement does on the validation images.
+
+    Args:
+        records: dict of (name, method) to record, or to None where there is none; the methods are Supervised and
+            SemiC. A refinement that has no key with a method does not apply to it.
+        caption: of the table.
+
+    Returns:
+        Table, a row a name: accuracy after the last epoch and its spread over the last ten, and SemiC's agreement.
+    """
+    rows = []
+    for name in dict.fromkeys(name for name, _ in records):
+        cells = []
+        for method in ("Supervised", "SemiC"):
+            history = (records.get((name, method)) or {"history": []})["history"][-10:]
+            accuracies = [epoch["val_accuracy"] for epoch in history]
+            cells += [spread(accuracies[-1:]), spread(accuracies)] if (name, method) in records else ["–", "–"]
+        agreement = [epoch["val_consistency"] for epoch in history[-1:]]
+        rows.append((name, *cells, spread(agreement)))
+    header = ("added to reported", "Supervised", "its last ten epochs", "SemiC", "its last ten epochs", "agreement")
+    return Table(header, rows, caption)
+
+
+def labels_table(accuracies, caption=""):
+    """Accuracy by the number of labels and what there is to learn from besides.
+
+    Args:
+        accuracies: dict of (labels, name of the rest) to test accuracy, or to None where there is none.
+        caption: of the table.
+
+    Returns:
+        Table, a row a number of labels.
+    """
+    counts, rest = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
+    rows = [
+        (f"{count:,}", *(spread([value] if (value := accuracies[count, name]) is not None else []) for name in rest))
+        for count in counts
+    ]
+    return Table(("labels", *rest), rows, caption)
+
+
+def estimate_times(pairs, peaks):
+    """Estimate how long trainings take on some GPUs, from the measurements in results/benchmark.json.
+
+    Args:
+        pairs: dict of name to image pairs, at the network's full width.
+        peaks: dict of GPU to its peak speed, in TFLOP/s.
+
+    Returns:
+        Table of times.
+    """
+    measured = shipped("benchmark.json")
+    if measured is None:
+        return Table((), [], "This table needs the folder results/ of the repository beside helpers.py.")
+    operations, rows = measured["operations_per_image"], []
+    for gpu, peak in peaks.items():
+        for fraction in (measured["peak_fraction"], measured["peak_fraction"] / 3):
+            times = (duration(2 * count * operations / (fraction * peak * 1e12)) for count in pairs.values())
+            rows.append((gpu, f"{peak:g} TFLOP/s", f"{fraction:.2f}", *times))
+    machine = f"{measured['environment']['device']}, {measured['environment']['cores']} cores"
+    caption = (
+        f"ESTIMATE for the preset paper: {operations / 1e9:.2f} GFLOP an image, and the fraction "
+        f"{measured['peak_fraction']:.2f} as measured on {machine} ({measured['date']}), and a third of it"
+    )
+    names = (f"{name} ({count / 1e6:.2f} million pairs)" for name, count in pairs.items())
+    return Table(("GPU", "peak", "fraction", *names), rows, caption)
+
+
+# ----------------------------------------------------------------------------------- claims
 
 
 def accuracy_by_seed(records):
@@ -2787,6 +2994,9 @@ def check_claims(claims, sources, caption):
     rows = [(claim, *cells) for claim, cells in verdicts.items()]
     caption = f"{caption} (✓ holds, ✗ does not, ? the difference may be chance, · not run)"
     return Table(("the report says", *(f"by {name}" for name in sources)), rows, caption)
+
+
+# --------------------------------------------------------------------------------- results/
 
 
 def run_row(record):
@@ -2941,6 +3151,206 @@ def _continuations(records):
     return {name: (by_id[start], records[name]) for name, start in started.items() if start in by_id}
 
 
+# ---------------------------------------------------------------------------------- figures
+
+plt.rcParams.update({"figure.dpi": 100, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def show_classes(data):
+    """Bar chart of the ten classes in each subset (section 3)."""
+    figure, axes = plt.subplots(1, 4, figsize=(12, 3), layout="constrained", sharey=True)
+    for axis, (subset, counts) in zip(axes, data.class_counts.items(), strict=True):
+        axis.barh(data.classes, counts / max(counts.sum(), 1), color="#0072B2")
+        axis.set(title=f"{subset}: {counts.sum():,} images", xlabel="share of the subset")
+        axis.axvline(0.1, color="black", linewidth=0.8, linestyle=":")
+    axes[0].invert_yaxis()
+    figure.suptitle(f"Classes in each subset; dotted: a tenth{data.caption}")
+    return _shown(figure)
+
+
+def show_transform(images, transformed, title):
+    """Ten images over their transformed copies (Figures 3, 4 and 5): float (10, h, w, 3), 0 ... 1."""
+    return _shown(_pairs(images, transformed, title))
+
+
+def _pairs(images, transformed, title):
+    figure, axes = plt.subplots(2, 10, figsize=(12, 2.9), layout="constrained")
+    for row, (pictures, name) in enumerate(((images, "image"), (transformed, "copy"))):
+        for column, picture in enumerate(np.clip(pictures, 0, 1)):
+            axes[row, column].imshow(picture)
+            axes[row, column].set(xticks=[], yticks=[])
+        axes[row, 0].set_ylabel(name)
+    figure.suptitle(title)
+    return figure
+
+
+def sample_pictures(data):
+    """Ten pictures for the figures that show pictures: the first labelled ones.
+
+    With REPRODUCTION_PICTURES=generated they are generated shapes instead, and say so: thus the
+    notebook can be saved without an image of CIFAR-10 in it.
+
+    Returns:
+        namespace of `images`, uint8 (10, h, w, 3), `caption`, to be added to titles, and `note`, what they are.
+    """
+    if _generated_pictures() and data.name == "cifar10":
+        (images, _), _ = generate_shapes(train=10, test=1)
+        note = "The figures below show ten generated pictures; the saved notebook holds no image of CIFAR-10."
+        return types.SimpleNamespace(images=images, caption=" — generated pictures", note=note)
+    note = "The figures below show the first ten labelled images."
+    return types.SimpleNamespace(images=data.labeled_images[:10], caption=data.caption, note=note)
+
+
+def _generated_pictures():
+    """Whether figures are to show generated pictures."""
+    wanted = os.environ.get("REPRODUCTION_PICTURES") or "data"
+    if wanted not in ("data", "generated"):
+        raise ValueError(f"REPRODUCTION_PICTURES is {wanted!r}; set it to 'generated', or unset it.")
+    return wanted == "generated"
+
+
+FLOWING = {"flex_flow": "row wrap"}  # beside each other where there is room, else below
+FITTING = {"width": "0", "min_width": "100%"}  # as wide as the cell, however wide what is in it would like to be
+
+
+def at_strength(transform, strength):
+    """A transform with its third parameter, the strength, at a multiple of its default: a functools.partial.
+
+    Raises:
+        ValueError: it has no third parameter, or that has no number as default.
+    """
+    parameters = list(inspect.signature(transform).parameters.values())
+    parameter = parameters[2] if len(parameters) > 2 else None
+    if parameter is None or not isinstance(parameter.default, numbers.Real):
+        raise ValueError(
+            f"The parameters of {transform.__name__} are {', '.join(map(str, parameters))}; the third must be its "
+            "strength, with a number as default, as in (images, seed, strength=1.0)."
+        )
+    return functools.partial(transform, **{parameter.name: strength * parameter.default})
+
+
+def png(figure):
+    """A figure as the bytes of a PNG of 256 colours, a third of the size that it has in all colours."""
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    picture = PIL.Image.open(drawn).convert("RGB")
+    coverage = PIL.Image.Quantize.MAXCOVERAGE  # so that small things, such as a coloured title, keep their colour
+    picture.quantize(256, coverage, dither=PIL.Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+def transform_preview(pictures, transforms):
+    """Controls that show a transform at a strength of one's choice, live.
+
+    Args:
+        pictures: as of `sample_pictures`.
+        transforms: dict of name to transform, whose third parameter is its strength, with the report's as default.
+
+    Returns:
+        a widget.
+    """
+    choice = widgets.Dropdown(options=list(transforms), description="transform")
+    strength = widgets.FloatSlider(
+        value=1.0, min=0.0, max=2.0, step=0.05, description="strength", readout_format=".2f", continuous_update=False
+    )
+    draw = widgets.BoundedIntText(value=0, min=0, max=9999, description="draw")
+
+    # A picture that is replaced, not an Output widget: at one of those nbclient can lose a reply and wait for ever
+    # (its issue 312), and a notebook must get past this cell when nobody is looking.
+    shown = widgets.Image(format="png")
+
+    def show(change=None):
+        transform = at_strength(transforms[choice.value], strength.value)
+        copies = transform(to_unit_range(pictures.images), [draw.value, 0])
+        ((name, value),) = transform.keywords.items()
+        figure = _pairs(pictures.images / 255, copies.numpy(), f"{choice.value}, {name} {value:.3g}{pictures.caption}")
+        plt.close(figure)
+        shown.value = png(figure)
+
+    for control in (choice, strength, draw):
+        control.observe(show, names="value")
+    show()
+    return widgets.VBox([widgets.HBox([choice, strength, draw], layout=FLOWING), shown], layout=FITTING)
+
+
+def show_curves(records, title, mark_stagnation=False):
+    """Losses and accuracies by epoch, training and validation, a column a record (Figure 6); None stands for no run."""
+    records = [record for record in records if record]
+    if not records:
+        return Table((), [], f"{title}: none of these runs was finished")
+    figure, axes = plt.subplots(
+        2, len(records), figsize=(4.2 * len(records), 5.5), layout="constrained", squeeze=False, sharey="row"
+    )
+    for column, record in enumerate(records):
+        history, configuration = record["history"], record["configuration"]
+        epochs = np.arange(1, len(history) + 1)
+        for row, (metric, unit) in enumerate((("loss", "loss (nats)"), ("accuracy", "accuracy"))):
+            axis = axes[row, column]
+            for prefix, style, name in (("", "--", "training"), ("val_", "-", "validation")):
+                values = [epoch[prefix + metric] for epoch in history]
+                axis.plot(
+                    epochs,
+                    values,
+                    style,
+                    color=COLORS[configuration["method"]],
+                    label=name,
+                    marker="." if len(epochs) < 3 else None,
+                )
+            if mark_stagnation:
+                axis.axvline(
+                    stagnation_epoch(history),
+                    color="gray",
+                    linestyle=":",
+                    label=f"stagnates: epoch {stagnation_epoch(history)}",
+                )
+            axis.set(xlabel="epoch", ylabel=unit if column == 0 else "")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axes[0, column].set_title(f"{configuration['method']}, {configuration['transform']}")
+        axes[1, column].legend(frameon=False, fontsize=9)
+    figure.suptitle(title)
+    return _shown(figure)
+
+
+def show_accuracy(sources, title):
+    """Accuracy by transform and method, the report's (hatched) beside that of some sources (as for `table_1`).
+
+    Each source is paler than the one before it; error bars are the standard deviation over the seeds.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained", sharey=True)
+    width = 0.86 / (1 + len(sources))
+    for axis, transform in zip(axes, ("noise", "shift", "rotation"), strict=True):
+        for place, method in enumerate(METHODS):
+            bars = [[REPORT_TABLE[transform, method][3]]]
+            for records in sources.values():
+                bars.append([record["metrics"]["accuracy"] for record in records.get((transform, method), ())])
+            for number, values in enumerate(bars):
+                if not values:
+                    continue
+                left, mean = place - 0.43 + (number + 0.5) * width, np.mean(values)
+                look = (
+                    {"color": COLORS[method], "alpha": 1 - 0.35 * (number - 1)}
+                    if number
+                    else {"facecolor": "white", "edgecolor": COLORS[method], "hatch": "//"}
+                )
+                axis.bar(left, mean, 0.9 * width, **look)
+                error = np.std(values, ddof=1) if len(values) > 1 else 0
+                if error:
+                    axis.errorbar(left, mean, error, color="gray", capsize=2)
+                axis.text(
+                    left, mean + error + 0.015, f"{100 * mean:.1f}", ha="center", va="bottom", rotation=90, size=8
+                )
+        axis.axhline(0.1, color="gray", linestyle=":", linewidth=1)
+        axis.set(title=transform, ylim=(0, 1))
+        axis.set_xticks(range(4), METHODS, fontsize=9)
+    axes[0].set_ylabel("test accuracy, image and copy (%)")
+    axes[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
+    axes[0].annotate(
+        "chance", (1, 0.1), (4, -3), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8
+    )
+    figure.suptitle(title)
+    return _shown(figure)
+
+
 def show_confusion(answers, labels, classes, title):
     """Which class is taken for which, a panel a method.
 
@@ -3023,220 +3433,6 @@ def show_path_of_one(steps, moved, probabilities, classes, unit, title):
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(title)
     return _shown(figure)
-
-
-def estimate_times(pairs, peaks):
-    """Estimate how long trainings take on some GPUs, from the measurements in results/benchmark.json.
-
-    Args:
-        pairs: dict of name to image pairs, at the network's full width.
-        peaks: dict of GPU to its peak speed, in TFLOP/s.
-
-    Returns:
-        Table of times.
-    """
-    measured = shipped("benchmark.json")
-    if measured is None:
-        return Table((), [], "This table needs the folder results/ of the repository beside helpers.py.")
-    operations, rows = measured["operations_per_image"], []
-    for gpu, peak in peaks.items():
-        for fraction in (measured["peak_fraction"], measured["peak_fraction"] / 3):
-            times = (duration(2 * count * operations / (fraction * peak * 1e12)) for count in pairs.values())
-            rows.append((gpu, f"{peak:g} TFLOP/s", f"{fraction:.2f}", *times))
-    machine = f"{measured['environment']['device']}, {measured['environment']['cores']} cores"
-    caption = (
-        f"ESTIMATE for the preset paper: {operations / 1e9:.2f} GFLOP an image, and the fraction "
-        f"{measured['peak_fraction']:.2f} as measured on {machine} ({measured['date']}), and a third of it"
-    )
-    names = (f"{name} ({count / 1e6:.2f} million pairs)" for name, count in pairs.items())
-    return Table(("GPU", "peak", "fraction", *names), rows, caption)
-
-
-# --------------------------------------------------------------------------------- figures
-
-plt.rcParams.update({"figure.dpi": 100, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-
-
-def show_classes(data):
-    """Bar chart of the ten classes in each subset (section 3)."""
-    figure, axes = plt.subplots(1, 4, figsize=(12, 3), layout="constrained", sharey=True)
-    for axis, (subset, counts) in zip(axes, data.class_counts.items(), strict=True):
-        axis.barh(data.classes, counts / max(counts.sum(), 1), color="#0072B2")
-        axis.set(title=f"{subset}: {counts.sum():,} images", xlabel="share of the subset")
-        axis.axvline(0.1, color="black", linewidth=0.8, linestyle=":")
-    axes[0].invert_yaxis()
-    figure.suptitle(f"Classes in each subset; dotted: a tenth{data.caption}")
-    return _shown(figure)
-
-
-def show_transform(images, transformed, title):
-    """Ten images over their transformed copies (Figures 3, 4 and 5): float (10, h, w, 3), 0 ... 1."""
-    return _shown(_pairs(images, transformed, title))
-
-
-def _pairs(images, transformed, title):
-    figure, axes = plt.subplots(2, 10, figsize=(12, 2.9), layout="constrained")
-    for row, (pictures, name) in enumerate(((images, "image"), (transformed, "copy"))):
-        for column, picture in enumerate(np.clip(pictures, 0, 1)):
-            axes[row, column].imshow(picture)
-            axes[row, column].set(xticks=[], yticks=[])
-        axes[row, 0].set_ylabel(name)
-    figure.suptitle(title)
-    return figure
-
-
-def sample_pictures(data):
-    """Ten pictures for the figures that show pictures: the first labelled ones.
-
-    With REPRODUCTION_PICTURES=generated they are generated shapes instead, and say so: thus the
-    notebook can be saved without an image of CIFAR-10 in it.
-
-    Returns:
-        namespace of `images`, uint8 (10, h, w, 3), `caption`, to be added to titles, and `note`, what they are.
-    """
-    if _generated_pictures() and data.name == "cifar10":
-        (images, _), _ = generate_shapes(train=10, test=1)
-        note = "The figures below show ten generated pictures; the saved notebook holds no image of CIFAR-10."
-        return types.SimpleNamespace(images=images, caption=" — generated pictures", note=note)
-    note = "The figures below show the first ten labelled images."
-    return types.SimpleNamespace(images=data.labeled_images[:10], caption=data.caption, note=note)
-
-
-def _generated_pictures():
-    """Whether figures are to show generated pictures."""
-    wanted = os.environ.get("REPRODUCTION_PICTURES") or "data"
-    if wanted not in ("data", "generated"):
-        raise ValueError(f"REPRODUCTION_PICTURES is {wanted!r}; set it to 'generated', or unset it.")
-    return wanted == "generated"
-
-
-FLOWING = {"flex_flow": "row wrap"}  # beside each other where there is room, else below
-FITTING = {"width": "0", "min_width": "100%"}  # as wide as the cell, however wide what is in it would like to be
-
-
-def at_strength(transform, strength):
-    """A transform with its third parameter, the strength, at a multiple of its default: a functools.partial."""
-    parameter = list(inspect.signature(transform).parameters.values())[2]
-    return functools.partial(transform, **{parameter.name: strength * parameter.default})
-
-
-def png(figure):
-    """A figure as the bytes of a PNG of 256 colours, a third of the size that it has in all colours."""
-    drawn, buffer = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
-    picture = PIL.Image.open(drawn).convert("RGB")
-    coverage = PIL.Image.Quantize.MAXCOVERAGE  # so that small things, such as a coloured title, keep their colour
-    picture.quantize(256, coverage, dither=PIL.Image.Dither.NONE).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
-
-
-def transform_preview(pictures, transforms):
-    """Controls that show a transform at a strength of one's choice, live.
-
-    Args:
-        pictures: as of `sample_pictures`.
-        transforms: dict of name to transform, whose third parameter is its strength, with the report's as default.
-
-    Returns:
-        a widget.
-    """
-    choice = widgets.Dropdown(options=list(transforms), description="transform")
-    strength = widgets.FloatSlider(
-        value=1.0, min=0.0, max=2.0, step=0.05, description="strength", readout_format=".2f", continuous_update=False
-    )
-    draw = widgets.BoundedIntText(value=0, min=0, max=9999, description="draw")
-
-    # A picture that is replaced, not an Output widget: at one of those nbclient can lose a reply and wait for ever
-    # (its issue 312), and a notebook must get past this cell when nobody is looking.
-    shown = widgets.Image(format="png")
-
-    def show(change=None):
-        transform = at_strength(transforms[choice.value], strength.value)
-        copies = transform(to_unit_range(pictures.images), [draw.value, 0])
-        ((name, value),) = transform.keywords.items()
-        figure = _pairs(pictures.images / 255, copies.numpy(), f"{choice.value}, {name} {value:.3g}{pictures.caption}")
-        plt.close(figure)
-        shown.value = png(figure)
-
-    for control in (choice, strength, draw):
-        control.observe(show, names="value")
-    show()
-    return widgets.VBox([widgets.HBox([choice, strength, draw], layout=FLOWING), shown], layout=FITTING)
-
-
-def stagnation_epoch(history):
-    """Epoch (from 1) from which on the validation accuracy gains less than a point, smoothed over five epochs."""
-    accuracy = np.array([epoch["val_accuracy"] for epoch in history])
-    smooth = np.array([accuracy[max(0, k - 2) : k + 3].mean() for k in range(len(accuracy))])
-    return int(np.argmax(smooth >= smooth.max() - 0.01)) + 1
-
-
-def show_curves(records, title, mark_stagnation=False):
-    """Losses and accuracies by epoch, training and validation, a column a record (Figure 6); None stands for no run."""
-    records = [record for record in records if record]
-    if not records:
-        return Table((), [], f"{title}: none of these runs was finished")
-    figure, axes = plt.subplots(
-        2, len(records), figsize=(4.2 * len(records), 5.5), layout="constrained", squeeze=False, sharey="row"
-    )
-    for column, record in enumerate(records):
-        history, configuration = record["history"], record["configuration"]
-        epochs = np.arange(1, len(history) + 1)
-        for row, (metric, unit) in enumerate((("loss", "loss (nats)"), ("accuracy", "accuracy"))):
-            axis = axes[row, column]
-            for prefix, style, name in (("", "--", "training"), ("val_", "-", "validation")):
-                values = [epoch[prefix + metric] for epoch in history]
-                axis.plot(
-                    epochs,
-                    values,
-                    style,
-                    color=COLORS[configuration["method"]],
-                    label=name,
-                    marker="." if len(epochs) < 3 else None,
-                )
-            if mark_stagnation:
-                axis.axvline(
-                    stagnation_epoch(history),
-                    color="gray",
-                    linestyle=":",
-                    label=f"stagnates: epoch {stagnation_epoch(history)}",
-                )
-            axis.set(xlabel="epoch", ylabel=unit if column == 0 else "")
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0, column].set_title(f"{configuration['method']}, {configuration['transform']}")
-        axes[1, column].legend(frameon=False, fontsize=9)
-    figure.suptitle(title)
-    return _shown(figure)
-
-
-def curve_table(records, caption=""):
-    """What the curves of some runs say in numbers: a Table, a row a record; None stands for no run."""
-    rows = []
-    for record in filter(None, records):
-        history, configuration = record["history"], record["configuration"]
-        losses, last = [epoch["val_loss"] for epoch in history], history[-1]
-        lowest = int(np.argmin(losses))
-        rows.append(
-            (
-                f"{configuration['method']}, {configuration['transform']}, rate {configuration['learning_rate']:g}",
-                f"{last['loss']:.2f}",
-                f"{losses[lowest]:.2f} (epoch {lowest + 1})",
-                f"{losses[-1]:.2f}",
-                f"{last['val_accuracy']:.1%}",
-                f"{last['val_consistency']:.1%}",
-                stagnation_epoch(history),
-            )
-        )
-    header = (
-        "run",
-        "last training loss",
-        "lowest validation loss",
-        "last",
-        "last accuracy",
-        "last agreement",
-        "stagnates in epoch",
-    )
-    return Table(header, rows, f"Read from the curves; loss and accuracy on the validation images{caption}")
 
 
 def show_by_updates(records, title, mark):
@@ -3380,43 +3576,6 @@ def show_shares(records, title):
     return _shown(figure)
 
 
-def survival_table(records, caption=""):
-    """How short continuations ended, over several seeds.
-
-    Args:
-        records: dict of (seed, name) to record, of the continuations and of what they start from.
-        caption: of the table.
-
-    Returns:
-        Table, a row a name of a continuation, its losses in the order of the seeds.
-    """
-    ways = _continuations(records)
-    if not ways:
-        return _no_record(caption)
-    rows = []
-    for name in dict.fromkeys(name for _, name in ways):
-        runs = [ways[key] for key in sorted(ways) if key[1] == name]
-        before = [start["history"][-1]["loss_supervised"] for start, _ in runs]
-        ends = [record["history"][-1] for _, record in runs]
-        rows.append(
-            (
-                name,
-                ", ".join(f"{loss:.2f}" for loss in before),
-                f"{sum(collapsed(end, 'val_') for end in ends)} of {len(ends)}",
-                ", ".join(f"{end['val_loss_supervised']:.1f}" for end in ends),
-                ", ".join(f"{end['val_accuracy']:.0%}" for end in ends),
-            )
-        )
-    header = (
-        "SemiCT",
-        "training loss of its step one",
-        "collapsed",
-        "supervised loss at the end",
-        "accuracy at the end",
-    )
-    return Table(header, rows, caption)
-
-
 def show_survival(records, panels, title):
     """The validation loss of short continuations, step by step: a thin line a seed, a colour a state to start from.
 
@@ -3455,36 +3614,6 @@ def show_survival(records, panels, title):
     return _shown(figure)
 
 
-def spread(values, form=".1%", signed=False):
-    """Mean ± standard deviation of at least two values, or the one value there is; "not run" of none."""
-    if not len(values):
-        return "not run"
-    mean = format(np.mean(values), f"+z{form}" if signed else form)  # z: no "-0.0"
-    return f"{mean} ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else mean
-
-
-def attribution_table(accuracies, caption=""):
-    """What every state does to two methods and to the gain of the second over the first.
-
-    Args:
-        accuracies: dict of (seed, state, method) to test accuracy, or to None where there is none; the methods are
-            Supervised and SemiC.
-        caption: of the table.
-
-    Returns:
-        Table, a row a state; the gain is taken seed by seed, over those seeds that have both methods.
-    """
-    rows = []
-    for state in dict.fromkeys(state for _, state, _ in accuracies):
-        both = [_of_state(accuracies, state, method) for method in ("Supervised", "SemiC")]
-        gains = attribution_gains(accuracies, state)
-        rows.append(
-            (state, *(spread(list(values.values())) for values in both), spread(gains, signed=True), len(gains))
-        )
-    header = ("recipe", "Supervised", "SemiC", "gain of SemiC", "pairs of runs")
-    return Table(header, rows, caption)
-
-
 def show_attribution(accuracies, title):
     """The states of `attribution_table` as a figure: every run a dot, the means connected."""
     if not any(accuracies.values()):
@@ -3506,62 +3635,11 @@ def show_attribution(accuracies, title):
     return _shown(figure)
 
 
-def _of_state(accuracies, state, method):
-    return {key[0]: value for key, value in accuracies.items() if key[1:] == (state, method) and value is not None}
-
-
-def attribution_gains(accuracies, state):
-    """SemiC minus Supervised at a state, seed by seed; accuracies as for `attribution_table`."""
-    return seed_by_seed(*(_of_state(accuracies, state, method) for method in ("SemiC", "Supervised")))
-
-
 def _dots_and_means(axis, runs, color, label):
     for place, values in enumerate(runs):
         axis.plot([place] * len(values), values, "o", color=color, alpha=0.4, markersize=5)
     means = [np.mean(values) if len(values) else np.nan for values in runs]
     axis.plot(range(len(runs)), means, "-_", color=color, markersize=18, label=label)
-
-
-def refinement_table(records, caption=""):
-    """What each refinement does on the validation images.
-
-    Args:
-        records: dict of (name, method) to record, or to None where there is none; the methods are Supervised and
-            SemiC. A refinement that has no key with a method does not apply to it.
-        caption: of the table.
-
-    Returns:
-        Table, a row a name: accuracy after the last epoch and its spread over the last ten, and SemiC's agreement.
-    """
-    rows = []
-    for name in dict.fromkeys(name for name, _ in records):
-        cells = []
-        for method in ("Supervised", "SemiC"):
-            history = (records.get((name, method)) or {"history": []})["history"][-10:]
-            accuracies = [epoch["val_accuracy"] for epoch in history]
-            cells += [spread(accuracies[-1:]), spread(accuracies)] if (name, method) in records else ["–", "–"]
-        agreement = [epoch["val_consistency"] for epoch in history[-1:]]
-        rows.append((name, *cells, spread(agreement)))
-    header = ("added to reported", "Supervised", "its last ten epochs", "SemiC", "its last ten epochs", "agreement")
-    return Table(header, rows, caption)
-
-
-def labels_table(accuracies, caption=""):
-    """Accuracy by the number of labels and what there is to learn from besides.
-
-    Args:
-        accuracies: dict of (labels, name of the rest) to test accuracy, or to None where there is none.
-        caption: of the table.
-
-    Returns:
-        Table, a row a number of labels.
-    """
-    counts, rest = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
-    rows = [
-        (f"{count:,}", *(spread([value] if (value := accuracies[count, name]) is not None else []) for name in rest))
-        for count in counts
-    ]
-    return Table(("labels", *rest), rows, caption)
 
 
 def show_labels(accuracies, title):
@@ -3580,46 +3658,6 @@ def show_labels(accuracies, title):
     axis.set_xticks([], minor=True)
     axis.yaxis.set_major_formatter("{x:.0%}")
     axis.legend(frameon=False)
-    figure.suptitle(title)
-    return _shown(figure)
-
-
-def show_accuracy(sources, title):
-    """Accuracy by transform and method, the report's (hatched) beside that of some sources (as for `table_1`).
-
-    Each source is paler than the one before it; error bars are the standard deviation over the seeds.
-    """
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained", sharey=True)
-    width = 0.86 / (1 + len(sources))
-    for axis, transform in zip(axes, ("noise", "shift", "rotation"), strict=True):
-        for place, method in enumerate(METHODS):
-            bars = [[REPORT_TABLE[transform, method][3]]]
-            for records in sources.values():
-                bars.append([record["metrics"]["accuracy"] for record in records.get((transform, method), ())])
-            for number, values in enumerate(bars):
-                if not values:
-                    continue
-                left, mean = place - 0.43 + (number + 0.5) * width, np.mean(values)
-                look = (
-                    {"color": COLORS[method], "alpha": 1 - 0.35 * (number - 1)}
-                    if number
-                    else {"facecolor": "white", "edgecolor": COLORS[method], "hatch": "//"}
-                )
-                axis.bar(left, mean, 0.9 * width, **look)
-                error = np.std(values, ddof=1) if len(values) > 1 else 0
-                if error:
-                    axis.errorbar(left, mean, error, color="gray", capsize=2)
-                axis.text(
-                    left, mean + error + 0.015, f"{100 * mean:.1f}", ha="center", va="bottom", rotation=90, size=8
-                )
-        axis.axhline(0.1, color="gray", linestyle=":", linewidth=1)
-        axis.set(title=transform, ylim=(0, 1))
-        axis.set_xticks(range(4), METHODS, fontsize=9)
-    axes[0].set_ylabel("test accuracy, image and copy (%)")
-    axes[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
-    axes[0].annotate(
-        "chance", (1, 0.1), (4, -3), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8
-    )
     figure.suptitle(title)
     return _shown(figure)
 
@@ -3655,7 +3693,7 @@ def alternative_text(figure):
     return ". ".join(filter(None, parts)).replace("\n", " ") + "."
 
 
-# ---------------------------------------------------------------- tables and figures of section 12
+# --------------------------------------------------------- tables and figures of section 12
 
 
 def overlap_table(records, caption=""):

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import grid
 import notebook
 import numpy as np
 import pytest
@@ -31,15 +32,13 @@ def shapes():
 @pytest.fixture
 def tiny(method):
     """Settings small enough to train in a second or two."""
-    sizes = {"width": 2, "labeled": 96, "unlabeled": 80, "validation": 40, "test": 60}
-    return notebook.preset_settings(method, "smoke", epochs_supervised=3, epochs_early=1, epochs=3, **sizes)
+    return notebook.preset_settings(method, "smoke", **grid.SIZES)
 
 
 @pytest.fixture
 def data(shapes):
     """Split of the generated set."""
-    ranges = {"labeled": (0, 400), "unlabeled": (400, 1000), "validation": (1000, 1200)}
-    return helpers.split("shapes", shapes, ranges)
+    return helpers.split("shapes", shapes, grid.RANGES)
 
 
 @pytest.fixture

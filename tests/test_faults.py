@@ -302,6 +302,20 @@ def test_half_a_lock_counts_while_it_is_young(age, alive, tmp_path):
         assert lock.held()
 
 
+def test_an_interrupt_while_the_lock_is_taken_leaves_it_to_the_next(tmp_path, monkeypatch):
+    def interrupted(thread):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "lock.json"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "start", interrupted)
+        with helpers.Lock(path):
+            pass
+    assert path.exists()
+    with helpers.Lock(path) as lock:
+        assert lock.held()
+
+
 def test_a_lock_needs_no_hard_links_and_is_renewed(tmp_path, monkeypatch):
     def no_links(*arguments):
         raise OSError(errno.ENOTSUP, "no links here")

@@ -7,6 +7,7 @@ import threading
 import types
 
 import elasticdeform
+import grid
 import keras
 import matplotlib.pyplot as plt
 import notebook
@@ -152,12 +153,11 @@ def test_split_takes_the_ranges_of_the_report(method):
 
 def test_other_data_have_another_digest(shapes, data):
     (images, labels), test = shapes
-    ranges = {"labeled": (0, 400), "unlabeled": (400, 1000), "validation": (1000, 1200)}
     edited = images.copy()
     edited[700, 0, 0, 0] ^= 1
-    assert helpers.split("shapes", shapes, ranges).digest == data.digest
-    assert helpers.split("shapes", ((edited, labels), test), ranges).digest != data.digest
-    assert helpers.split("shapes", shapes, ranges | {"unlabeled": (401, 1000)}).digest != data.digest
+    assert helpers.split("shapes", shapes, grid.RANGES).digest == data.digest
+    assert helpers.split("shapes", ((edited, labels), test), grid.RANGES).digest != data.digest
+    assert helpers.split("shapes", shapes, grid.RANGES | {"unlabeled": (401, 1000)}).digest != data.digest
 
 
 @pytest.mark.parametrize("preset", ["smoke", "quick"])
@@ -171,7 +171,7 @@ def test_the_generated_set_is_large_enough_for_the_small_presets(method, preset)
 
 def test_overlapping_ranges_are_refused(shapes):
     with pytest.raises(ValueError, match="overlap"):
-        helpers.split("shapes", shapes, {"labeled": (0, 400), "unlabeled": (399, 1000), "validation": (1000, 1200)})
+        helpers.split("shapes", shapes, grid.RANGES | {"unlabeled": (399, 1000)})
 
 
 def test_the_pool_hides_labels_and_says_what_is_where(method, data, tiny):
@@ -617,19 +617,23 @@ def test_repeats_are_told_beside_the_first_and_do_not_replace_it(tmp_path, recor
 
 def test_what_goes_on_is_told_beside_the_step_one_that_it_started_from(record):
     start, without, full = (
-        with_metrics(record, accuracy=accuracy, consistency=0.5) | {"id": name}
+        with_metrics(record, accuracy=accuracy, consistency=0.5) | {"id": name, "row": {"device": "here"}}
         for name, accuracy in (("one", 0.1), ("two", 0.2), ("three", 0.25))
     )
-    records = {("shift", "step one"): start, ("shift", "without"): without, ("shift", "full"): full}
-    records |= {("noise", name): None for _, name in records} | {("noise", "step one"): start}
+    names = ("step one", "without", "full")
+    elsewhere = full | {"row": {"device": "there"}}
+    found = {"shift": (start, without, full), "rotation": (start, without, elsewhere), "noise": (start, None, None)}
+    records = {(key, name): one for key, three in found.items() for name, one in zip(names, three, strict=True)}
     again = [
-        {"id": "one", "accuracy": "0.15", "consistency": "0.75"},
-        {"id": "three", "accuracy": "0", "consistency": "0"},
+        {"id": "one", "device": "here", "accuracy": "0.15", "consistency": "0.75"},
+        {"id": "one", "device": "nowhere", "accuracy": "0", "consistency": "0"},
+        {"id": "three", "device": "here", "accuracy": "0", "consistency": "0"},
     ]
     table = helpers.continuation_table(records, again)
     assert table.rows == [
         ("shift", "15.0% | 75.0%", "20.0% | 50.0%", "25.0% | 50.0%", "+5.0"),
-        ("noise", "15.0% | 75.0%", "not run", "not run", "–"),
+        ("rotation", "10.0% | 50.0%", "20.0% | 50.0%", "25.0% | 50.0%", "–"),
+        ("noise", "10.0% | 50.0%", "not run", "not run", "–"),
     ]
     assert helpers.continuation_table(records, []).rows[0][1] == "10.0% | 50.0%"
     assert "no record" in repr(helpers.continuation_table(dict.fromkeys(records), [], "Going on"))

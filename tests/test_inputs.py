@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import grid
 import hypothesis
 import nbformat
 import notebook
@@ -20,7 +21,6 @@ from hypothesis import strategies
 import helpers
 
 PICTURES = np.full((4, 32, 32, 3), 0.5, np.float32)
-RANGES = {"labeled": (0, 400), "unlabeled": (400, 1000), "validation": (1000, 1200)}
 SEED = (3, 4)
 
 
@@ -38,7 +38,7 @@ def split(shapes, **changes):
     (images, labels), (test_images, test_labels) = shapes
     arrays = {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels}
     arrays |= {name: change(arrays[name]) for name, change in changes.items() if name in arrays}
-    ranges = RANGES | {name: bounds for name, bounds in changes.items() if name in RANGES}
+    ranges = grid.RANGES | {name: bounds for name, bounds in changes.items() if name in grid.RANGES}
     train, test = (arrays["images"], arrays["labels"]), (arrays["test_images"], arrays["test_labels"])
     return helpers.split("shapes", (train, test), ranges)
 
@@ -74,6 +74,16 @@ CASES = {
     "half an epoch": (lambda m, run, *_: dataclasses.replace(run, epochs=0.5), "epochs is 0.5", "type int"),
     "a truth as a number": (lambda m, run, *_: dataclasses.replace(run, width=True), "width is True", "type int"),
     "misspelt switch": (lambda m, run, *_: dataclasses.replace(run, switches="one_angel"), "'one_angel'", "one_angle"),
+    "more steps than images": (
+        lambda m, run, *_: dataclasses.replace(run, steps=run.steps_per_epoch + 1),
+        "steps is",
+        "shows every image once has",
+    ),
+    "odd batches in halves": (
+        lambda m, run, *_: dataclasses.replace(run, switches="balanced_batches", batch_size=5),
+        "batch_size is 5",
+        "an even number",
+    ),
     "more labels than data": (
         lambda m, run, s, data: data.pool(dataclasses.replace(run, labeled=401)),
         "401 labeled",
@@ -107,8 +117,20 @@ CASES = {
     "a list of pictures": (lambda m, *_: m.gaussian_noise([1, 2], SEED), "list", "array or tensor"),
     "bytes": (lambda m, *_: m.random_rotation(PICTURES.astype(np.uint8), SEED), "uint8", "to_unit_range"),
     "0 ... 255": (lambda m, *_: m.gaussian_noise(PICTURES * 255, SEED), "127.5", "to_unit_range"),
+    "transform without strength": (lambda m, *_: helpers.at_strength(lambda images, seed: images, 1), "seed", "third"),
+    "strength without default": (
+        lambda m, *_: helpers.at_strength(lambda images, seed, strength: images, 1),
+        "images, seed, strength",
+        "as default",
+    ),
     "pixels NaN": (lambda m, *_: m.random_shift(PICTURES * np.nan, SEED), "nan", "between 0 and 1"),
     # data
+    "slices that are not there": (
+        lambda m, *_: helpers.load_segmentation(m.SLICES | {"test": (29, 30)}),
+        "30",
+        "0 ... 29",
+    ),
+    "slices in thirds": (lambda m, *_: helpers.load_segmentation(m.SLICES, shrink=3), "shrink is 3", "divide 512"),
     "float images": (lambda m, r, s, d: split(s, images=lambda a: a / 255), "float64", "multiply by 255"),
     "grey images": (lambda m, r, s, d: split(s, images=lambda a: a[..., 0]), "(1200, 32, 32)", "channels"),
     "too few labels": (lambda m, r, s, d: split(s, labels=lambda a: a[1:]), "(1199, 1)", "one for each image"),

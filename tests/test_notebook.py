@@ -90,7 +90,7 @@ def test_tables_of_shipped_records_are_those_of_the_committed_results(committed,
     for place, cell in enumerate(committed.cells):
         if cell.cell_type != "code" or "method" in cell.metadata.get("tags", []):
             continue
-        if "helpers.shipped_records(" not in cell.source and taken != place - 1:
+        if not re.search(r"helpers\.shipped(_records)?\(", cell.source) and taken != place - 1:
             continue
         taken, tree = place, ast.parse(cell.source)
         *before, last = tree.body
