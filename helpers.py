@@ -2884,9 +2884,9 @@ def estimate_times(pairs, peaks):
 # ----------------------------------------------------------------------------------- claims
 
 
-def accuracy_by_seed(records):
-    """Dict of seed to test accuracy over images and copies, a fraction."""
-    return {record["configuration"]["seed"]: record["metrics"]["accuracy"] for record in records}
+def by_seed(records, metric="accuracy"):
+    """Dict of seed to a metric of the test, over images and copies, a fraction."""
+    return {record["configuration"]["seed"]: record["metrics"][metric] for record in records}
 
 
 def seed_by_seed(one, other):
@@ -2939,7 +2939,7 @@ class Evidence:
         for name in (method, other):
             self.accuracy(transform, name)  # to be told beside the verdict
         records = self._records(transform, method)
-        differences = seed_by_seed(accuracy_by_seed(records), accuracy_by_seed(self._records(transform, other)))
+        differences = seed_by_seed(by_seed(records), by_seed(self._records(transform, other)))
         count = len(differences)
         if not count:
             raise NotRun(f"{method} and {other} for {transform} with the same seed")
