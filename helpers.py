@@ -3511,6 +3511,14 @@ def show_throw(count, throw):
     return _shown(figure)
 
 
+def _way_colors(names):
+    """Dict of name to its colour; ValueError for more names than there are colours."""
+    names = list(dict.fromkeys(names))
+    if len(names) > len(WAY_COLORS):
+        raise ValueError(f"There are {len(names)} ways, and a figure can tell {len(WAY_COLORS)} apart: show fewer.")
+    return dict(zip(names, WAY_COLORS[: len(names)], strict=True))
+
+
 def show_ways(records, title):
     """Several continuations of some trainings, step by step, on the validation images.
 
@@ -3531,10 +3539,12 @@ def show_ways(records, title):
         "val_prediction_entropy": "entropy (nats)",
     }
     figure, axes = plt.subplots(3, 2, figsize=(12, 9.5), layout="constrained", sharex=True)
+    colors = _way_colors(ways)
     for axis, (metric, label) in zip(axes.flat, panels.items(), strict=True):
-        for (name, (start, record)), color in zip(ways.items(), WAY_COLORS, strict=False):
+        for name, (start, record) in ways.items():
             values = [epoch[metric] for epoch in (start["history"][-1], *record["history"])]
-            axis.plot(np.arange(len(values)) * record["configuration"]["steps"], values, color=color, label=name)
+            steps = np.arange(len(values)) * record["configuration"]["steps"]
+            axis.plot(steps, values, color=colors[name], label=name)
         axis.set(ylabel=label)
     for axis in axes[-1]:
         axis.set_xlabel("training steps")
@@ -3555,7 +3565,7 @@ def show_shares(records, title):
     if not ways:
         return _no_record(title)
     panels = {"val_loss_supervised": "supervised loss (nats)", "val_accuracy": "accuracy"}
-    colors = dict(zip(dict.fromkeys(name for _, name in ways), WAY_COLORS, strict=False))
+    colors = _way_colors(name for _, name in ways)
     transforms = list(dict.fromkeys(transform for transform, _ in ways))
     figure, axes = plt.subplots(
         2, len(transforms), figsize=(12, 5.5), layout="constrained", sharex=True, sharey="row", squeeze=False
@@ -3581,7 +3591,7 @@ def show_survival(records, panels, title):
 
     Args:
         records: dict of (seed, name) to record, of the continuations and of what they start from.
-        panels: dict of a panel's title to the names it shows.
+        panels: dict of the titles of four panels to the names that each shows.
         title: of the figure.
     """
     ways = _continuations(records)
@@ -3590,7 +3600,7 @@ def show_survival(records, panels, title):
     figure, axes = plt.subplots(2, 2, figsize=(12, 7), layout="constrained", sharex=True, sharey=True)
     starts = {record["id"]: name for (_, name), record in records.items()}
     states = [name for (_, name), record in records.items() if not record["configuration"]["starting_run"]]
-    colors = dict(zip(dict.fromkeys(states), WAY_COLORS, strict=False))
+    colors = _way_colors(states)
     for axis, (heading, names) in zip(axes.flat, panels.items(), strict=True):
         shown = collections.Counter()  # of the ways from a state, to tell them apart by their dashes
         for name in names:

@@ -801,6 +801,9 @@ def test_continuations_are_shown_from_where_they_start():
         [(line.get_label(), line.get_xdata().tolist(), list(line.get_ydata())) for line in axis.lines] for axis in axes
     ]
     assert lines[0] == [("half", [0, 5, 10], [2, 3, 4])] and lines[1] == [("few", [0, 5], [2, 5])]
+    records |= {("shift", f"way {number}"): record("c", (5,), "one-shift") for number in range(8)}
+    with pytest.raises(ValueError, match="There are 10 ways, and a figure can tell 9 apart"):
+        helpers.show_shares(records, "title")
     for known in ({}, {"few": record("b", (5,), "one-shift")}):  # nothing, or nothing of what it starts from
         keyed = {("shift", name): found for name, found in known.items()}
         shown = [helpers.show_ways(known, "title"), helpers.show_shares(keyed, "title")]
