@@ -3003,6 +3003,7 @@ def run_row(record):
     """One row of `results/runs.csv` from a run's record: dict of column to value.
 
     `seconds` is the training's time by the clock, with all that the machine did beside it and pauses of the process.
+    `preset` is the notebook's, or the list of `make records` that the run was on.
     """
     configuration = Configuration(**record["configuration"])  # with the defaults of fields that the record has not
     everything = {**record["environment"], **record["metrics"], **dataclasses.asdict(configuration), **record}
