@@ -814,7 +814,7 @@ def test_continuations_are_shown_from_where_they_start():
 
 def test_methods_are_compared_after_as_many_updates(record):
     def run(method, steps, accuracies):
-        configuration = record["configuration"] | {"method": method, "steps": steps}
+        configuration = record["configuration"] | {"method": method, "steps": steps, "labeled": 4000}
         history = [{"val_accuracy": accuracy} for accuracy in accuracies]
         return {"configuration": configuration, "history": history}
 
