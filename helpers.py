@@ -1283,9 +1283,8 @@ class Configuration:
         for name in ("width", "labeled", "epochs", "batch_size", "test", "validation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        most = math.ceil((self.labeled + self.unlabeled) / self.batch_size)
-        if not self.balanced and self.steps > most:
-            raise ValueError(f"steps is {self.steps}; an epoch that shows every image once has {most}.")
+        if not self.balanced and self.steps > self.steps_for_all:
+            raise ValueError(f"steps is {self.steps}; an epoch that shows every image once has {self.steps_for_all}.")
         if self.balanced and self.unlabeled and self.batch_size % 2:
             raise ValueError(f"batch_size is {self.batch_size}; balanced batches have two halves: give an even number.")
         if self.active - set(SWITCHES) or self.switches != joined(self.active):
@@ -1336,7 +1335,12 @@ class Configuration:
     @property
     def steps_per_epoch(self):
         """Batches of an epoch."""
-        return self.steps or math.ceil((self.labeled + self.unlabeled) / self.batch_size)
+        return self.steps or self.steps_for_all
+
+    @property
+    def steps_for_all(self):
+        """Batches that show every image once."""
+        return math.ceil((self.labeled + self.unlabeled) / self.batch_size)
 
     @property
     def pairs(self):
@@ -3220,12 +3224,12 @@ def at_strength(transform, strength):
     Raises:
         ValueError: it has no third parameter, or that has no number as default.
     """
-    parameters = list(inspect.signature(transform).parameters.values())
-    parameter = parameters[2] if len(parameters) > 2 else None
+    signature = inspect.signature(transform)
+    parameter = next(itertools.islice(signature.parameters.values(), 2, None), None)
     if parameter is None or not isinstance(parameter.default, numbers.Real):
         raise ValueError(
-            f"The parameters of {transform.__name__} are {', '.join(map(str, parameters))}; the third must be its "
-            "strength, with a number as default, as in (images, seed, strength=1.0)."
+            f"A transform's parameters are {signature}; the third must be its strength, with a number as default, as "
+            "in (images, seed, strength=1.0)."
         )
     return functools.partial(transform, **{parameter.name: strength * parameter.default})
 
@@ -3517,7 +3521,7 @@ def _way_colors(names):
     names = list(dict.fromkeys(names))
     if len(names) > len(WAY_COLORS):
         raise ValueError(f"There are {len(names)} ways, and a figure can tell {len(WAY_COLORS)} apart: show fewer.")
-    return dict(zip(names, WAY_COLORS[: len(names)], strict=True))
+    return dict(zip(names, WAY_COLORS, strict=False))
 
 
 def show_ways(records, title):

@@ -7,6 +7,7 @@ import pathlib
 import sys
 import tempfile
 import time
+import types
 
 import nbclient
 import nbformat
@@ -104,7 +105,6 @@ def first_screen(method):
     fallen = [f"{key[1]} for {key[0]} ({recipe})" for recipe, found in grid.items() for key in _collapsed(found)]
     shares = helpers.shipped_records(method.share_references)
     ends = {key: helpers.collapsed(record["history"][-1], "val_") for key, record in shares.items()}
-    by_share = _by_share(shares, ends)
     early = [transform for (transform, name), end in ends.items() if name == "8% labelled, early-stopped" and end]
     at_scale = helpers.shipped_records(method.scale_references)
     long = {
@@ -113,36 +113,41 @@ def first_screen(method):
         if f"width {settings.width}" in name
     }
     reached = {run.method: f"{at_scale[name]['metrics']['accuracy']:.1%}" for name, run in long.items()}
-    agreements = _agreements(method, grid)
-    lifted = _lifted(method, next(at_scale[name] for name, run in long.items() if run.method == "Supervised"))
+    trained_long = {run.method: at_scale[name] for name, run in long.items()}
+    facts = types.SimpleNamespace(
+        by_share=_by_share(shares, ends),
+        agreements=_agreements(method, grid),
+        owed=_owed(method),
+        lifted=_lifted(method, trained_long["Supervised"]),
+    )
     theirs = method.plan("Supervised", "shift", preset_settings(method, "paper"))
     scores = helpers.shipped_records(method.segmentation_references)
     dice = {
         way: [record["metrics"]["dice"] for key, record in scores.items() if key[1:] == (1, way)] for *_, way in scores
     }
     printed = {key: numbers[3] for key, numbers in helpers.REPORT_TABLE.items()}
-    _check_words(method, grid, shares, by_share, {run.method: at_scale[name] for name, run in long.items()})
+    _check_words(method, grid, shares, trained_long, facts)
     machines = sorted({f"{row['device']} ({row['cores']} of its cores)" for row in rows})
     versions = sorted({f"TensorFlow {row['tensorflow']}, Keras {row['keras']}, {row['precision']}" for row in rows})
     return FIRST_SCREEN.format(
         table=helpers.table_1({"ours": grid["released"]})._repr_html_(),
         recipes=helpers.accuracy_table(grid)._repr_html_(),
         collapse=" and ".join(fallen) or "none",
-        collapse_shares=" and ".join(by_share["all"]),
-        survive_shares=" and ".join(by_share["none"]),
-        unsettled_shares=" and ".join(by_share["some"]),
+        collapse_shares=" and ".join(facts.by_share["all"]),
+        survive_shares=" and ".join(facts.by_share["none"]),
+        unsettled_shares=" and ".join(facts.by_share["some"]),
         collapse_early=" and ".join(early) or "none of the three",
         gains="\n".join(f"  - `{recipe}`: {gains}" for recipe, found in grid.items() if (gains := _gains(found))),
         printed_gains=", ".join(
             f"{100 * (printed[transform, 'SemiC'] - printed[transform, 'Supervised']):+.1f} ({transform})"
             for transform in ("noise", "shift", "rotation")
         ),
-        apart=f"{max(map(abs, _owed(method))):.1f}",
-        agreement=" to ".join(f"{agree(agreements):.1f}" for agree in (min, max)),
+        apart=f"{max(map(abs, facts.owed)):.1f}",
+        agreement=" to ".join(f"{end(facts.agreements):.1f}" for end in (min, max)),
         segmentation=", ".join(f"{helpers.spread(values, '.3f')} ({way})" for way, values in dice.items()),
         segmentation_runs=" to ".join(dict.fromkeys(str(len(values)) for values in dice.values())),
         report_steps=f"{theirs.epochs * theirs.steps_per_epoch:,}",
-        **{place: f"{value:.1%}" for place, value in zip(("short", "middle", "end"), lifted, strict=True)},
+        **{place: f"{value:.1%}" for place, value in zip(("short", "middle", "end"), facts.lifted, strict=True)},
         long_updates=f"{max(run.epochs * run.steps_per_epoch for run in long.values()):,}",
         long_supervised=reached["Supervised"],
         long_semic=reached["SemiC"],
@@ -247,8 +252,11 @@ def _lifted(method, record):
     return [np.mean(accuracy[end - 10 : end]) for end in (*presets, len(accuracy))]
 
 
-def _check_words(method, grid, shares, by_share, long):
-    """Raise ValueError where the records do not bear out what FIRST_SCREEN or README says in words of its own."""
+def _check_words(method, grid, shares, long, facts):
+    """Raise ValueError where the records do not bear out what FIRST_SCREEN or README says in words of its own.
+
+    long: dict of method to record of the long trainings; facts: what else FIRST_SCREEN is filled from.
+    """
     gains = [
         np.mean(paired)
         for found in grid.values()
@@ -261,7 +269,6 @@ def _check_words(method, grid, shares, by_share, long):
         if (records := grid["released"][name, "Supervised"])
     ]
     reached = {name: record["metrics"]["accuracy"] for name, record in long.items()}
-    lifted = _lifted(method, long["Supervised"])
     rising = [epoch["val_accuracy"] for epoch in long["SemiC"]["history"]]
     fallen = [
         record
@@ -274,14 +281,16 @@ def _check_words(method, grid, shares, by_share, long):
     released, training = (helpers.attribution_gains(accuracies, name) for name in ("released", "− inference_mode"))
     holds = {
         "Hardly any gain": max(gains) < 3,
-        "SemiCT gains by its low rate": max(map(abs, _owed(method))) < 0.5,
-        "It does bring agreement": min(_agreements(method, grid)) > 0,
+        "SemiCT gains by its low rate": max(map(abs, facts.owed)) < 0.5,
+        "It does bring agreement": min(facts.agreements) > 0,
         "without unlabelled images missed by three to five points": min(missed) >= 2.5 and max(missed) < 5.5,
         "SemiC is not ahead after more steps": reached["SemiC"] < reached["Supervised"],
-        "Longer training lifts Supervised beyond the report's steps": lifted[0] < lifted[1] < lifted[2] - 0.01,
+        "Longer training lifts Supervised beyond the report's steps": facts.lifted[0]
+        < facts.lifted[1]
+        < facts.lifted[2] - 0.01,
         "the gain of `released` is gone": min(released) > 0 >= np.mean(training),
         "SemiC is still rising": np.mean(rising[-5:]) > np.mean(rising[-10:-5]),
-        "for one transform always, for one never, for one in one of two trainings": all(by_share.values()),
+        "for one transform always, for one never, for one in one of two trainings": all(facts.by_share.values()),
         "collapses within 20 steps": all(
             any(
                 helpers.collapsed(epoch, "val_")
