@@ -361,7 +361,7 @@ def test_the_attribution_goes_from_one_recipe_to_the_other(method, tiny):
 
 
 def test_survival_exchanges_only_what_it_names(method, tiny):
-    runs = method.survival_runs(tiny, 256)
+    runs = method.survival_runs(tiny, 512)
     fields = {
         "state of rotation, goes on with shift": ("rotation", {"transform"}),
         "rotation, at a third angle": ("rotation", {"angle"}),
