@@ -2203,12 +2203,15 @@ class Runner:
             ValueError: the run's transform is unknown, or its function has been defined again since.
         """
         starts = [run for run in (configuration.starting_run, configuration.moments_from) if run]
-        names = dict.fromkeys((configuration.transform, *map(_transform_of, starts)))
+        return self._fingerprint(configuration.transform, configuration.balanced, starts)
+
+    def _fingerprint(self, transform, balanced, starts=()):
+        names = dict.fromkeys((transform, *map(_transform_of, starts)))
         for name in names:
             if name not in self.transforms:
                 raise ValueError(f"The transform {name!r} is unknown; known are {', '.join(self.transforms)}.")
             _check_current(self.transforms[name])
-        batches = balanced_batches if configuration.balanced else training_batches
+        batches = balanced_batches if balanced else training_batches
         plumbing = [Split.pool, batches, evaluation_batches, Checkpoint.on_epoch_begin, averaging]
         plumbing += [load_start] if starts else []
         transforms = [self.transforms[name] for name in names]
@@ -2279,10 +2282,10 @@ class Runner:
         return model
 
     def _folder(self, configuration, run):
-        """Folder of the run, given by its id, that another starts from; its transform may be another, too."""
-        changes = {"method": "Supervised", "starting_run": "", "moments_from": "", "logit_scale": 1.0, "angle": 0}
-        start = dataclasses.replace(configuration, transform=_transform_of(run), **changes)
-        return self.folder / run / self.fingerprint(start)
+        """Folder of the run, given by its id, that another starts from; its transform and batches may differ."""
+        kinds = (configuration.balanced, not configuration.balanced)
+        folders = [self.folder / run / self._fingerprint(_transform_of(run), balanced) for balanced in kinds]
+        return next((folder for folder in folders if folder.exists()), folders[0])
 
     def _finished(self, configuration, run):
         folder, what = self._folder(configuration, run), "is not finished"

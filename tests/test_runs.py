@@ -114,6 +114,16 @@ def test_step_two_starts_from_step_one_weights_only(make_runner, plan, tmp_path)
         assert "optimizer" not in file
 
 
+def test_a_run_may_draw_other_batches_than_what_it_starts_from(make_runner, plan, tmp_path):
+    runner = make_runner(tmp_path)
+    start = dataclasses.replace(plan[0], epochs=1, switches="balanced_batches")
+    run = dataclasses.replace(plan[3], epochs=1, starting_run=start.id)
+    with pytest.raises(FileNotFoundError, match="train step one first"):
+        runner.model(run)
+    runner.train([start])
+    assert runner.train([run])[0]["id"] == run.id
+
+
 def test_mixed_precision_ends_within_noise_of_float32(make_runner, plan, tmp_path):
     def last_losses(precision):
         runs = [dataclasses.replace(plan[2], precision=precision, seed=seed) for seed in (0, 1, 2)]
