@@ -2623,6 +2623,21 @@ def accuracy_table(sources, caption=""):
     return Table(("Transform", "Method", "report", *sources), rows, caption)
 
 
+def gains_table(sources, caption=""):
+    """SemiC beside the Supervised of the same seed, a row a pair, from several sources (as of `table_1`)."""
+    rows = []
+    for source, found in sources.items():
+        for transform in dict.fromkeys(transform for transform, _ in REPORT_TABLE):
+            records = {method: found.get((transform, method), ()) for method in ("Supervised", "SemiC")}
+            accuracies = [by_seed(some) for some in records.values()]
+            gains = [paired_gains(found, transform, metric) for metric in ("accuracy", "consistency")]
+            for seed, *points in zip(sorted(accuracies[0].keys() & accuracies[1].keys()), *gains, strict=True):
+                ends = [f"{accuracy[seed]:.1%}" for accuracy in accuracies]
+                rows.append((source, transform, seed, *ends, *(f"{gain:+z.1f}" for gain in points)))
+    header = ("trained as", "transform", "seed", "Supervised", "SemiC", "points of accuracy", "points of agreement")
+    return Table(header, rows, caption)
+
+
 def _accuracy(records):
     shown = spread([record["metrics"]["accuracy"] for record in records])
     return shown + f" (n = {len(records)})" * (len(records) > 1)
@@ -2899,6 +2914,21 @@ def by_seed(records, metric="accuracy"):
 def seed_by_seed(one, other):
     """One minus the other, two dicts of seed to number, for the seeds that both have: list, in their order."""
     return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
+def paired_gains(found, transform, metric="accuracy"):
+    """SemiC minus Supervised in points of a metric of the test, seed by seed.
+
+    Args:
+        found: dict of (transform, method) to a list of records, one a seed.
+        transform: whose records.
+        metric: name of a fraction.
+
+    Returns:
+        list of float, in the order of the seeds that both have.
+    """
+    both = (by_seed(found.get((transform, method), ()), metric) for method in ("SemiC", "Supervised"))
+    return [100 * gain for gain in seed_by_seed(*both)]
 
 
 class Evidence:

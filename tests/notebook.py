@@ -195,15 +195,9 @@ def _collapsed(found):
     return [key for key, records in found.items() if any(helpers.collapsed(record["metrics"]) for record in records)]
 
 
-def _paired_gains(found, transform, metric="accuracy"):
-    """SemiC minus Supervised in points of a metric, seed by seed."""
-    both = (helpers.by_seed(found.get((transform, method), ()), metric) for method in ("SemiC", "Supervised"))
-    return [100 * gain for gain in helpers.seed_by_seed(*both)]
-
-
 def _gains(found):
-    """What `_paired_gains` finds for every transform that has both methods."""
-    gains = {transform: _paired_gains(found, transform) for transform in ("noise", "shift", "rotation")}
+    """What `helpers.paired_gains` finds for every transform that has both methods."""
+    gains = {transform: helpers.paired_gains(found, transform) for transform in ("noise", "shift", "rotation")}
     told = [
         f"{helpers.spread(paired, '.1f', signed=True)} ({name}, n = {len(paired)})"
         for name, paired in gains.items()
@@ -231,7 +225,7 @@ def _agreements(method, grid):
         gain
         for found in grid.values()
         for name in method.TRANSFORMS
-        for gain in _paired_gains(found, name, "consistency")
+        for gain in helpers.paired_gains(found, name, "consistency")
     ]
 
 
@@ -261,7 +255,7 @@ def _check_words(method, grid, shares, long, facts):
         np.mean(paired)
         for found in grid.values()
         for name in method.TRANSFORMS
-        if (paired := _paired_gains(found, name))
+        if (paired := helpers.paired_gains(found, name))
     ]
     missed = [
         100 * (helpers.REPORT_TABLE[name, "Supervised"][3] - np.mean([one["metrics"]["accuracy"] for one in records]))

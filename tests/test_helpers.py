@@ -566,6 +566,23 @@ def test_table_1_shows_every_number_of_the_report_beside_ours(record):
     assert by_recipe[key] == ("74.8%", "75.0% ± 7.1% (n = 2)", "not run")
 
 
+def test_gains_are_those_of_pairs_with_the_same_seed(record):
+    def one(method, seed, accuracy, agreement):
+        configuration = record["configuration"] | {"method": method, "seed": seed}
+        return {"configuration": configuration, "metrics": {"accuracy": accuracy, "consistency": agreement}}
+
+    found = {
+        ("shift", "Supervised"): [one("Supervised", 2, 0.6, 0.7), one("Supervised", 0, 0.5, 0.75)],
+        ("shift", "SemiC"): [one("SemiC", seed, 0.55, 0.8) for seed in (0, 1, 2)],
+        ("noise", "SemiC"): [one("SemiC", 0, 0.4, 0.9)],
+    }
+    np.testing.assert_allclose(helpers.paired_gains(found, "shift"), [5, -5])
+    assert helpers.gains_table({"ours": found, "none": {}}).rows == [
+        ("ours", "shift", 0, "50.0%", "55.0%", "+5.0", "+5.0"),
+        ("ours", "shift", 2, "60.0%", "55.0%", "-5.0", "+10.0"),
+    ]
+
+
 def test_tables_escape_what_they_show():
     table = helpers.Table(("<a>",), [("1 < 2",)], caption="a & b")
     assert "&lt;a&gt;" in table._repr_html_() and "a &amp; b" in table._repr_html_()
