@@ -291,6 +291,8 @@ DEFAULTS = {
 def default_settings(presets, preset, **changes):
     """Settings that the untouched controls give at a preset, in float32: a namespace as of `read_settings`.
 
+    `transforms` is empty, unless `changes` names some.
+
     Raises:
         ValueError: an unknown preset, an unknown name in `changes`, or a value out of its range.
     """
@@ -1264,7 +1266,7 @@ class Configuration:
     dataset: str = "cifar10"
     precision: str = "float32"
     switches: str = ""  # names of SWITCHES in the alphabet's order, with + between them
-    steps: int = 0  # steps of an epoch; 0 is as many as show every image once, which balanced batches cannot have
+    steps: int = 0  # steps of an epoch; 0 is as many as show every image once
     moments_from: str = ""  # id of the run whose optimizer it restores, where that is not the starting run
     logit_scale: float = 1.0  # factor on the starting weights of the output layer, and so on the logits
     angle: int = 0  # which of its seed's angles it turns by, where one is drawn for all images
@@ -1450,13 +1452,19 @@ def fingerprint(*roots):
     for name, thing in sorted(reachable(*(root for root in roots if not isinstance(root, str))).items()):
         if inspect.isfunction(thing):
             tree = _syntax_tree(thing)
-            content = ast.unparse(tree) if tree else repr((thing.__code__.co_code, thing.__code__.co_consts))
+            content = ast.unparse(tree) if tree else repr(_compiled_content(thing.__code__))
         else:
             content = (
                 "" if inspect.isclass(thing) else thing.tobytes() if isinstance(thing, np.ndarray) else repr(thing)
             )
         digest.update(f"{name.split('.', 1)[-1]}\n{content}\n".encode())
     return digest.hexdigest()[:8]
+
+
+def _compiled_content(code):
+    """What a compiled function does, by itself: nested code by its content, not by its address in memory."""
+    constants = [_compiled_content(one) if inspect.iscode(one) else one for one in code.co_consts]
+    return code.co_code, code.co_names, constants
 
 
 @functools.cache  # the file on disk may change while its functions run
@@ -1773,6 +1781,7 @@ class Lock:
 
     Raises:
         Locked: on entering, a living owner has it.
+        OSError: on entering, the folder cannot be written to.
     """
 
     BEAT, STALE = 10.0, 120.0  # seconds
@@ -2156,18 +2165,19 @@ def _transform_of(run):
     return run.rsplit("-", 2)[0]
 
 
-def _check_current(transform):
-    """Raise ValueError where a transform's name stands for another function by now.
+def _check_current(function):
+    """Raise ValueError where the name of a function, a transform or `build_model`, stands for another one by now.
 
-    `build_model` knows a transform by its name, so it would take the former for a stranger and leave out its switches.
+    The former would be trained with and not the one that can be read. And `build_model` knows a transform by its name,
+    so it would take the former for a stranger and leave out its switches.
     """
-    transform = getattr(transform, "func", transform)  # of a partial application
-    name = getattr(transform, "__name__", "")
-    current = vars(sys.modules.get(getattr(transform, "__module__", ""), object)).get(name, transform)
-    if current is not transform:
+    function = getattr(function, "func", function)  # of a partial application
+    name = getattr(function, "__name__", "")
+    current = vars(sys.modules.get(getattr(function, "__module__", ""), object)).get(name, function)
+    if current is not function:
         raise ValueError(
-            f"{name} has been defined again since the transforms were put together: run the cell that makes "
-            "TRANSFORMS, and those below it, again."
+            f"{name} has been defined again since it was put among the transforms or given to the Runner: run the "
+            "cells that do so, and those below them, again."
         )
 
 
@@ -2200,13 +2210,14 @@ class Runner:
         The loop around these (`Runner.train`) is not in it: after a change there, delete the runs.
 
         Raises:
-            ValueError: the run's transform is unknown, or its function has been defined again since.
+            ValueError: the run's transform is unknown, or its function, or `build_model`, has been defined again since.
         """
         starts = [run for run in (configuration.starting_run, configuration.moments_from) if run]
         return self._fingerprint(configuration.transform, configuration.balanced, starts)
 
     def _fingerprint(self, transform, balanced, starts=()):
         names = dict.fromkeys((transform, *map(_transform_of, starts)))
+        _check_current(self.build_model)
         for name in names:
             if name not in self.transforms:
                 raise ValueError(f"The transform {name!r} is unknown; known are {', '.join(self.transforms)}.")
@@ -2264,6 +2275,14 @@ class Runner:
         Raises:
             FileNotFoundError: the run it starts from is not finished.
         """
+        model = self._fresh_model(configuration, pool)
+        if configuration.starting_run:
+            start = self._finished(configuration, configuration.starting_run)
+            moments = self._finished(configuration, configuration.moments_from or configuration.starting_run)
+            load_start(model, start, moments, configuration)
+        return model
+
+    def _fresh_model(self, configuration, pool=None):
         transform = self.transforms[configuration.transform]
         policy = keras.mixed_precision.dtype_policy()
         with _building:
@@ -2275,10 +2294,6 @@ class Runner:
                     model.optimizer.build(model.trainable_variables)
             finally:
                 keras.mixed_precision.set_dtype_policy(policy)
-        if configuration.starting_run:
-            start = self._finished(configuration, configuration.starting_run)
-            moments = self._finished(configuration, configuration.moments_from or configuration.starting_run)
-            load_start(model, start, moments, configuration)
         return model
 
     def _folder(self, configuration, run):
@@ -2308,7 +2323,7 @@ class Runner:
         if not intact(self.path(configuration) / "record.json"):
             why = self.failure(configuration) or "it is not finished"
             raise FileNotFoundError(f"There is no trained network of {configuration.title}: {why}.")
-        model = self.model(configuration)
+        model = self._fresh_model(configuration)
         model.network.load_weights(self.path(configuration) / "network.weights.h5")
         return model
 
@@ -2326,6 +2341,7 @@ class Runner:
         Raises:
             FileNotFoundError: a run starts from another one that is neither finished nor failed.
             OSError: the disk is full, or the folder read-only.
+            ValueError: a run's transform is unknown, or its function, or `build_model`, has been defined again since.
         """
         self.plan += [run for run in configurations if run not in self.plan]
         status = make_status(
@@ -2471,6 +2487,7 @@ RUN_COLUMNS = (
 )
 CURVE_METRICS = (*METRICS, *OVERLAPS)
 CURVE_COLUMNS = ("id", "fingerprint", "epoch", *CURVE_METRICS, *(f"val_{name}" for name in CURVE_METRICS))
+REPEAT_CURVE_COLUMNS = ("device", *CURVE_COLUMNS)
 
 
 class Table:
@@ -2584,8 +2601,8 @@ def table_1(sources, caption="", failures=None):
 
     Returns:
         Table; a cell reads "report | first source | second source ...", mean ± standard deviation where there are
-        several records. ▲ and ▼ mark an accuracy of ours that is at least three points above or below the report's;
-        a run that failed or collapsed is marked as such.
+        several records. ▲ and ▼ mark an accuracy or agreement of ours that is at least three points above or below the
+        report's; a run that failed or collapsed is marked as such.
     """
     lines, failures, last = [], failures or {}, list(sources)[-1]
     for key, printed in REPORT_TABLE.items():
@@ -2681,7 +2698,11 @@ def repeats_table(repeats, rows, caption=""):
     if not repeats:
         return _no_record(caption)
     first, cells, distances = {row["id"]: row for row in rows}, [], []
-    for row in sorted(repeats, key=lambda row: (int(row["width"]), row["method"], row["transform"], int(row["seed"]))):
+
+    def order(row):  # not that of the file, in which a row that is renewed comes last
+        return int(row["width"]), row["method"], row["transform"], int(row["seed"]), row["id"], row["device"]
+
+    for row in sorted(repeats, key=order):
         before, after = (float(one["accuracy"]) for one in (first[row["id"]], row))
         distances.append(abs(after - before))
         name = f"{row['method']}, {row['transform']} ({row['recipe']})"
@@ -2691,17 +2712,16 @@ def repeats_table(repeats, rows, caption=""):
         cells.append((name, *sizes, devices[0], shown[0], devices[1], *shown[1:]))
     header = ("run", "width", "unlabelled", "epochs", "seed", "first on", "accuracy", "then on", "accuracy", "points")
     half, most = 100 * np.median(distances), 100 * max(distances)
-    apart = f"{len(cells)} runs, half of them at most {half:.1f} points apart, all {most:.1f}"
+    apart = f"{len(cells)} runs, half of them at most {half:.1f} points apart, all at most {most:.1f}"
     return Table(header, cells, f"{caption}: {apart}")
 
 
-def continuation_table(records, repeats, caption=""):
+def continuation_table(records, caption=""):
     """Step one and what it becomes when the training goes on in several ways.
 
     Args:
-        records: dict of (transform, name) to record, None where there is none; the name of step one is "step one".
-        repeats: rows of `repeats.csv`: of step ones that were trained again, on another device, the one that was
-            trained on the device on which the ways were is shown, as it is what they started from.
+        records: dict of (transform, name) to record, None where there is none; the name of step one is "step one". Of
+            a step one that was trained on several devices, the training on the device of the ways is shown.
         caption: of the table.
 
     Returns:
@@ -2710,20 +2730,16 @@ def continuation_table(records, repeats, caption=""):
     """
     if not any(records.values()):
         return _no_record(caption)
-    again, rows = {(row["id"], row["device"]): row for row in repeats or ()}, []
-    names = list(dict.fromkeys(name for _, name in records))
+    rows, names = [], list(dict.fromkeys(name for _, name in records))
     for transform in dict.fromkeys(transform for transform, _ in records):
         start, *ways = (records[transform, name] for name in names)
-        device = next((way["row"]["device"] for way in reversed(ways) if way), None)
-        metrics = [
-            start and again.get((start["id"], device), start["metrics"]),
-            *(way and way["metrics"] for way in ways),
-        ]
-        shown = [
-            f"{float(one['accuracy']):.1%} | {float(one['consistency']):.1%}" if one else "not run" for one in metrics
-        ]
+        last = next((way for way in reversed(ways) if way), None)
+        if start and last:
+            start = _start_of(last, start)
+        shown = [_accuracy_and_agreement(one) for one in (start, *ways)]
         alike = all(ways[-2:]) and len({way["row"]["device"] for way in ways[-2:]}) == 1
-        gain = f"{100 * (metrics[-1]['accuracy'] - metrics[-2]['accuracy']):+z.1f}" if alike else "–"
+        accuracies = [way["metrics"]["accuracy"] for way in ways[-2:] if way]
+        gain = f"{100 * (accuracies[1] - accuracies[0]):+z.1f}" if alike else "–"
         rows.append((transform, *shown, gain))
     columns = (f"{name}: accuracy | agreement" for name in names)
     return Table(("transform", *columns, "points of the last over the one before"), rows, caption)
@@ -2766,6 +2782,13 @@ def stagnation_epoch(history):
     return int(np.argmax(smooth >= smooth.max() - 0.01)) + 1
 
 
+def _accuracy_and_agreement(record):
+    if record is None:
+        return "not run"
+    metrics = record["metrics"]
+    return f"{metrics['accuracy']:.1%} | {metrics['consistency']:.1%}" if metrics else "–"
+
+
 def survival_table(records, caption=""):
     """How short continuations ended, over several seeds.
 
@@ -2782,12 +2805,12 @@ def survival_table(records, caption=""):
     rows = []
     for name in dict.fromkeys(name for _, name in ways):
         runs = [ways[key] for key in sorted(ways) if key[1] == name]
-        before = [start["history"][-1]["loss_supervised"] for start, _ in runs]
+        before = [f"{start['history'][-1]['loss_supervised']:.2f}" if start["history"] else "–" for start, _ in runs]
         ends = [record["history"][-1] for _, record in runs]
         rows.append(
             (
                 name,
-                ", ".join(f"{loss:.2f}" for loss in before),
+                ", ".join(before),
                 f"{sum(collapsed(end, 'val_') for end in ends)} of {len(ends)}",
                 ", ".join(f"{end['val_loss_supervised']:.1f}" for end in ends),
                 ", ".join(f"{end['val_accuracy']:.0%}" for end in ends),
@@ -2858,22 +2881,19 @@ def refinement_table(records, caption=""):
     return Table(header, rows, caption)
 
 
-def labels_table(accuracies, caption=""):
-    """Accuracy by the number of labels and what there is to learn from besides.
+def labels_table(records, caption=""):
+    """Test accuracy and agreement by the number of labels and what there is to learn from besides.
 
     Args:
-        accuracies: dict of (labels, name of the rest) to test accuracy, or to None where there is none.
+        records: dict of (labels, name of the rest) to record, or to None where there is none.
         caption: of the table.
 
     Returns:
         Table, a row a number of labels.
     """
-    counts, rest = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
-    rows = [
-        (f"{count:,}", *(spread([value] if (value := accuracies[count, name]) is not None else []) for name in rest))
-        for count in counts
-    ]
-    return Table(("labels", *rest), rows, caption)
+    counts, rest = (list(dict.fromkeys(names)) for names in zip(*records, strict=True))
+    rows = [(f"{count:,}", *(_accuracy_and_agreement(records[count, name]) for name in rest)) for count in counts]
+    return Table(("labels", *(f"{name}: accuracy | agreement" for name in rest)), rows, caption)
 
 
 def estimate_times(pairs, peaks):
@@ -2984,10 +3004,24 @@ class Evidence:
         if count > 1:
             error = np.std(differences, ddof=1) / math.sqrt(count)
             needed = max(needed, error * scipy.stats.t.ppf(0.975, count - 1))
-        self.seen[transform, method, other] = f"a difference counts above {needed:.1%}"
-        if abs(np.mean(differences)) <= needed:
+        gain, points = np.mean(differences), f"n = {count}, counts above {100 * needed:.1f}"
+        self.seen[transform, method, other] = f"{method} − {other}: {100 * gain:+z.1f} points ({points})"
+        if abs(gain) <= needed:
             raise Undecided(f"{method} and {other} for {transform}")
-        return np.mean(differences) > 0
+        return gain > 0
+
+    def best(self, transform, method):
+        """Whether a method is more accurate than each of the others, by what `beats` finds, and raises."""
+        undecided = None
+        for other in METHODS:
+            try:
+                if other != method and not self.beats(transform, method, other):
+                    return False
+            except Undecided as difference:
+                undecided = difference
+        if undecided:
+            raise undecided
+        return True
 
     def curve(self, transform, method, metric):
         """A metric's values by epoch, of the first seed; raises NotRun."""
@@ -3051,23 +3085,28 @@ def run_row(record):
 def publish(records, folder="results"):
     """Add finished runs to the records that ship: `runs.csv`, a row a run, and `curves.csv`, a row an epoch.
 
-    A run that is there already (the same id) is replaced, also one of earlier code (another fingerprint). Two processes
-    that publish at once do so one after the other.
+    A run that is there already (the same id) is replaced, also one of earlier code (another fingerprint), but not one
+    that was trained on another device: other runs may have started from it. Then the new one is a repeat. Two
+    processes that publish at once do so one after the other.
 
     Args:
         records: of finished runs.
         folder: where the two files are.
+
+    Raises:
+        OSError: the disk is full, or the folder read-only.
     """
-    curves = [
-        {"id": record["id"], "fingerprint": record["fingerprint"], "epoch": epoch}
-        | {name: f"{value:.4g}" for name, value in values.items()}
-        for record in records
-        for epoch, values in enumerate(record["history"], start=1)
-    ]
-    rows = [run_row(record) for record in records]
+    devices = {row["id"]: row["device"] for row in read_csv(pathlib.Path(folder) / "runs.csv")}
+    here, elsewhere = [], []
+    for record in records:
+        device = record["environment"]["device"]
+        (here if devices.get(record["id"], device) == device else elsewhere).append(record)
     # The curves first: what is in runs.csv counts as there.
-    files = {"curves.csv": (CURVE_COLUMNS, curves), "runs.csv": (RUN_COLUMNS, rows)}
-    _put_rows(pathlib.Path(folder), files, key=("id",))
+    curves = "curves.csv", (CURVE_COLUMNS, _curve_rows(here, CURVE_COLUMNS))
+    rows = "runs.csv", (RUN_COLUMNS, [run_row(record) for record in here])
+    _put_rows(pathlib.Path(folder), dict((curves, rows)), key=("id",))
+    if elsewhere:
+        publish_repeats(elsewhere, folder)
 
 
 def publish_repeats(records, folder="results"):
@@ -3075,10 +3114,25 @@ def publish_repeats(records, folder="results"):
 
     Args:
         records: of finished runs.
-        folder: where the file is.
+        folder: where that file is, and `repeats_curves.csv`, with a row an epoch.
+
+    Raises:
+        OSError: the disk is full, or the folder read-only.
     """
-    rows = [run_row(record) for record in records]
-    _put_rows(pathlib.Path(folder), {"repeats.csv": (RUN_COLUMNS, rows)}, key=("id", "device"))
+    curves = "repeats_curves.csv", (REPEAT_CURVE_COLUMNS, _curve_rows(records, REPEAT_CURVE_COLUMNS))
+    rows = "repeats.csv", (RUN_COLUMNS, [run_row(record) for record in records])
+    _put_rows(pathlib.Path(folder), dict((curves, rows)), key=("id", "device"))
+
+
+def _curve_rows(records, columns):
+    """The histories of records, a row an epoch: list of dict of column to value."""
+    rows = []
+    for record in records:
+        known = {"id": record["id"], "fingerprint": record["fingerprint"], "device": record["environment"]["device"]}
+        for epoch, values in enumerate(record["history"], start=1):
+            row = known | {"epoch": epoch} | {name: f"{value:.4g}" for name, value in values.items()}
+            rows.append({column: row[column] for column in columns if column in row})
+    return rows
 
 
 def _put_rows(folder, files, key):
@@ -3133,28 +3187,37 @@ def shipped_records(make_runs):
 
     Returns:
         dict of name to record, for those that are there: `id`, `configuration`, `metrics` and `history` as in
-        a run's own record, and `row`, as in runs.csv.
+        a run's own record, `row`, as in runs.csv, and `repeats`: list of records of the same run trained again, on
+        other devices or on this one. The `history` of a repeat is empty where its curve was not kept.
     """
     rows = {row["id"]: row for row in shipped("runs.csv") or ()}
-    curves = collections.defaultdict(list)
-    for curve in shipped("curves.csv") or ():
+    repeats, curves = collections.defaultdict(list), collections.defaultdict(list)
+    for row in shipped("repeats.csv") or ():
+        repeats[row["id"]].append(row)
+    for curve in (*(shipped("curves.csv") or ()), *(shipped("repeats_curves.csv") or ())):
         values = {name: float(curve[name]) for name in CURVE_COLUMNS[3:] if curve.get(name)}
-        curves[curve["id"]].append(values)  # in the order of the epochs
+        curves[curve["id"], curve.get("device")].append(values)  # in the order of the epochs
     plans = [make_runs(precision) for precision in PRECISIONS]
     plans.sort(key=lambda plan: -sum(run.id in rows for run in plan.values()))
     records = {}
     for name in plans[0]:
         run = next((plan[name] for plan in plans if plan[name].id in rows), None)
         if run:
-            row = rows[run.id]
-            records[name] = {
-                "id": run.id,
-                "configuration": dataclasses.asdict(run),
-                "metrics": {metric: float(row[metric]) for metric in CURVE_METRICS if row.get(metric)},
-                "history": curves[run.id],
-                "row": row,
-            }
+            again = [_shipped_record(run, row, curves[run.id, row["device"]]) for row in repeats[run.id]]
+            records[name] = _shipped_record(run, rows[run.id], curves[run.id, None]) | {"repeats": again}
     return records
+
+
+def _shipped_record(run, row, history):
+    metrics = {metric: float(row[metric]) for metric in CURVE_METRICS if row.get(metric)}
+    configuration = dataclasses.asdict(run)
+    return {"id": run.id, "configuration": configuration, "metrics": metrics, "history": history, "row": row}
+
+
+def shipped_or_none(make_runs):
+    """As `shipped_records`, with None for the runs that are not there: the tables and figures say so then."""
+    records = shipped_records(make_runs)
+    return {name: records.get(name) for name in make_runs(PRECISIONS[0])}
 
 
 def shipped_grid(make_runs):
@@ -3186,7 +3249,34 @@ def _continuations(records):
     """Dict of name to (record of what a run starts from, its record), for those runs of which there are both."""
     by_id = {record["id"]: record for record in records.values()}
     started = {name: record["configuration"]["starting_run"] for name, record in records.items()}
-    return {name: (by_id[start], records[name]) for name, start in started.items() if start in by_id}
+    return {
+        name: (_start_of(records[name], by_id[start]), records[name])
+        for name, start in started.items()
+        if start in by_id
+    }
+
+
+def _start_of(record, start):
+    """The training of step one that a run went on from: of several, in results/, the one on the run's device.
+
+    Where that one is not there, nothing is known of it: `metrics` is None and `history` empty.
+    """
+    if "row" not in record:  # a record of this machine, beside the network that it started from
+        return start
+    trainings = (start, *start.get("repeats", ()))
+    same = (training for training in trainings if training["row"]["device"] == record["row"]["device"])
+    return next(same, start | {"metrics": None, "history": []})
+
+
+def _from_start(start, record, metric):
+    """A metric of a continuation on the validation images, from the end of step one on, where that is known.
+
+    Returns:
+        tuple of the training steps since then and the values, an array and a list.
+    """
+    before = start["history"][-1:]
+    steps = record["configuration"]["steps"] * np.arange(1 - len(before), len(record["history"]) + 1)
+    return steps, [epoch[metric] for epoch in (*before, *record["history"])]
 
 
 # ---------------------------------------------------------------------------------- figures
@@ -3562,7 +3652,7 @@ def show_ways(records, title):
 
     Args:
         records: dict of name to record, of the continuations and of what they start from, whose last
-            epoch is shown as step 0.
+            epoch, where it is known, is shown as step 0.
         title: of the figure.
     """
     ways = _continuations(records)
@@ -3580,9 +3670,7 @@ def show_ways(records, title):
     colors = _way_colors(ways)
     for axis, (metric, label) in zip(axes.flat, panels.items(), strict=True):
         for name, (start, record) in ways.items():
-            values = [epoch[metric] for epoch in (start["history"][-1], *record["history"])]
-            steps = np.arange(len(values)) * record["configuration"]["steps"]
-            axis.plot(steps, values, color=colors[name], label=name)
+            axis.plot(*_from_start(start, record, metric), color=colors[name], label=name)
         axis.set(ylabel=label)
     for axis in axes[-1]:
         axis.set_xlabel("training steps")
@@ -3596,7 +3684,7 @@ def show_shares(records, title):
 
     Args:
         records: dict of (transform, name) to record, of the continuations and of what they start from, whose last
-            epoch is shown as step 0.
+            epoch, where it is known, is shown as step 0.
         title: of the figure.
     """
     ways = _continuations(records)
@@ -3604,15 +3692,14 @@ def show_shares(records, title):
         return _no_record(title)
     panels = {"val_loss_supervised": "supervised loss (nats)", "val_accuracy": "accuracy"}
     colors = _way_colors(name for _, name in ways)
-    transforms = list(dict.fromkeys(transform for transform, _ in ways))
+    order = [transform for transform, _ in REPORT_TABLE]
+    transforms = sorted({transform for transform, _ in ways}, key=order.index)
     figure, axes = plt.subplots(
         2, len(transforms), figsize=(12, 5.5), layout="constrained", sharex=True, sharey="row", squeeze=False
     )
     for (transform, name), (start, record) in ways.items():
         for axis, metric in zip(axes[:, transforms.index(transform)], panels, strict=True):
-            values = [epoch[metric] for epoch in (start["history"][-1], *record["history"])]
-            steps = np.arange(len(values)) * record["configuration"]["steps"]
-            axis.plot(steps, values, color=colors[name], label=name)
+            axis.plot(*_from_start(start, record, metric), color=colors[name], label=name)
     for axis, label in zip(axes[:, 0], panels.values(), strict=True):
         axis.set_ylabel(label)
     for transform, axis in zip(transforms, axes.T, strict=True):
@@ -3690,22 +3777,30 @@ def _dots_and_means(axis, runs, color, label):
     axis.plot(range(len(runs)), means, "-_", color=color, markersize=18, label=label)
 
 
-def show_labels(accuracies, title):
-    """The runs of `labels_table` as a figure: a line, of its method's colour, for each of what is besides labels."""
-    if not any(accuracies.values()):
+def show_labels(records, title):
+    """The runs of `labels_table` as a figure: a line, of its method's colour, for each of what is besides labels.
+
+    On the left the points of accuracy by which each is above the first one, Supervised; on the right the agreement.
+    """
+    if not any(records.values()):
         return _no_record(title)
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    counts = sorted({count for count, _ in accuracies})
-    names = dict.fromkeys(name for _, name in accuracies)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    counts, names = sorted({count for count, _ in records}), list(dict.fromkeys(name for _, name in records))
+
+    def by_labels(name, metric):
+        found = (records[count, name] for count in counts)
+        return np.array([record["metrics"][metric] if record else np.nan for record in found])
+
     for name, style, marker in zip(names, ("-", ":", "--", "-"), "osv^", strict=False):
-        values = [np.nan if accuracies[count, name] is None else accuracies[count, name] for count in counts]
-        color = COLORS[name.split(",")[0]]
-        axis.plot(counts, values, style, color=color, marker=marker, alpha=0.8, label=name)
-    axis.set(xscale="log", xlabel="labelled images", ylabel="test accuracy, image and copy", ylim=(0, 1))
-    axis.set_xticks(counts, [f"{count:,}" for count in counts])
-    axis.set_xticks([], minor=True)
-    axis.yaxis.set_major_formatter("{x:.0%}")
-    axis.legend(frameon=False)
+        look = {"color": COLORS[name.split(",")[0]], "marker": marker, "linestyle": style, "alpha": 0.8, "label": name}
+        axes[0].plot(counts, 100 * (by_labels(name, "accuracy") - by_labels(names[0], "accuracy")), **look)
+        axes[1].plot(counts, by_labels(name, "consistency"), **look)
+    for axis, label in zip(axes, (f"points of accuracy above {names[0]}", "agreement"), strict=True):
+        axis.set(xscale="log", xlabel="labelled images", ylabel=label)
+        axis.set_xticks(counts, [f"{count:,}" for count in counts])
+        axis.set_xticks([], minor=True)
+    axes[1].yaxis.set_major_formatter("{x:.0%}")
+    axes[1].legend(frameon=False)
     figure.suptitle(title)
     return _shown(figure)
 

@@ -114,6 +114,7 @@ def first_screen(method):
     }
     reached = {run.method: f"{at_scale[name]['metrics']['accuracy']:.1%}" for name, run in long.items()}
     trained_long = {run.method: at_scale[name] for name, run in long.items()}
+    theirs = method.plan("Supervised", "shift", preset_settings(method, "paper"))
     facts = types.SimpleNamespace(
         by_share=_by_share(shares, ends),
         agreements=_agreements(method, grid),
@@ -121,20 +122,23 @@ def first_screen(method):
         lifted=_lifted(method, trained_long["Supervised"]),
         wide=_at_report_size(method, at_scale, "Supervised, {}, released"),
         begun=_at_report_size(method, at_scale, "SemiCT, {}, released, its beginning"),
+        wide_reported=at_scale[f"Supervised, shift, reported, width {theirs.width}, as many updates"]["metrics"],
     )
-    theirs = method.plan("Supervised", "shift", preset_settings(method, "paper"))
     scores = helpers.shipped_records(method.segmentation_references)
     dice = {
         way: [record["metrics"]["dice"] for key, record in scores.items() if key[1:] == (1, way)] for *_, way in scores
     }
     printed = {key: numbers[3] for key, numbers in helpers.REPORT_TABLE.items()}
+    facts.dice = [np.mean(values) for values in dice.values()]
     _check_words(method, grid, shares, trained_long, facts)
     machines = sorted({f"{row['device']} ({row['cores']} of its cores)" for row in rows})
     versions = sorted({f"TensorFlow {row['tensorflow']}, Keras {row['keras']}, {row['precision']}" for row in rows})
     return FIRST_SCREEN.format(
         table=helpers.table_1({"ours": grid["released"]})._repr_html_(),
         recipes=helpers.accuracy_table(grid)._repr_html_(),
-        collapse=" and ".join(fallen) or "none",
+        collapse=f"in these tables {' and '.join(fallen)} collapsed to one class"
+        if fallen
+        else "no network in these tables collapsed to one class",
         collapse_shares=" and ".join(facts.by_share["all"]),
         survive_shares=" and ".join(facts.by_share["none"]),
         unsettled_shares=" and ".join(facts.by_share["some"]),
@@ -151,11 +155,15 @@ def first_screen(method):
         report_steps=f"{theirs.epochs * theirs.steps_per_epoch:,}",
         **{place: f"{value:.1%}" for place, value in zip(("short", "middle", "end"), facts.lifted, strict=True)},
         wide_width=theirs.width,
-        wide=" and ".join(_beside_report(facts.wide, "Supervised")),
-        begun=" and ".join(_beside_report(facts.begun, "SemiCT")),
+        **{f"printed_{name.lower()}": f"{printed['shift', name]:.1%}" for name in ("Supervised", "SemiC")},
+        wide_released=f"{facts.wide['shift']['accuracy']:.1%}",
+        wide_reported=f"{facts.wide_reported['accuracy']:.1%}",
+        wide=", ".join(_beside_report(facts.wide, "Supervised")),
+        begun=", ".join(_beside_report(facts.begun, "SemiCT")),
         long_updates=f"{max(run.epochs * run.steps_per_epoch for run in long.values()):,}",
         long_supervised=reached["Supervised"],
         long_semic=reached["SemiC"],
+        **{f"seen_{run.method.lower()}": run.epochs for run in long.values()},
         steps=f"{settings.epochs * method.plan('SemiC', 'shift', settings).steps_per_epoch:,}",
         width=settings.width,
         labeled=f"{settings.labeled:,}",
@@ -289,22 +297,28 @@ def _check_words(method, grid, shares, long, facts):
         for (_, name), record in shares.items()
         if name == "8% labelled" and helpers.collapsed(record["history"][-1], "val_")
     ]
-    wide = helpers.shipped_records(method.collapse_references)["as released"]
+    at_width_64 = helpers.shipped_records(method.collapse_references)["as released"]
     attribution = helpers.shipped_records(method.attribution_references)
     accuracies = {key: record["metrics"]["accuracy"] for key, record in attribution.items()}
     released, training = (helpers.attribution_gains(accuracies, name) for name in ("released", "− inference_mode"))
     holds = {
         "Hardly any gain": max(gains) < 3,
-        "SemiCT gains by its low rate": max(map(abs, facts.owed)) < 0.5,
+        "What SemiCT gains is not due to its consistency loss": max(map(abs, facts.owed)) < 0.5,
         "It does bring agreement": min(facts.agreements) > 0,
         "without unlabelled images missed by three to five points": min(missed) >= 2.5 and max(missed) < 5.5,
         "Step one comes within three points": max(map(abs, beside.values())) < 3,
-        "At the report's own width rotation collapses and shift does not": {
+        "At the report's own width rotation collapses and shift does not; noise does not": {
             name: helpers.collapsed(metrics) for name, metrics in facts.begun.items()
         }
-        == {"rotation": True, "shift": False},
-        "shift is thrown, too": facts.begun["shift"]["accuracy"] < facts.wide["shift"]["accuracy"] - 0.2,
-        "missed for shift and exceeded for rotation": beside["shift"] < -2.5 and beside["rotation"] > 2.5,
+        == {"noise": False, "rotation": True, "shift": False},
+        "The baseline that the report's gains are measured from is a weak one": facts.wide_reported["accuracy"]
+        > max(facts.wide["shift"]["accuracy"], helpers.REPORT_TABLE["shift", "Supervised"][3]) + 0.03,
+        "shift and noise are thrown, too": all(
+            facts.begun[name]["accuracy"] < facts.wide[name]["accuracy"] - 0.1 for name in ("shift", "noise")
+        ),
+        "met to one point for noise, missed for shift, exceeded for rotation": abs(beside["noise"]) < 1.5
+        and beside["shift"] < -2.5
+        and beside["rotation"] > 2.5,
         "SemiC is not ahead after more steps": reached["SemiC"] < reached["Supervised"],
         "Longer training lifts Supervised beyond the report's steps": facts.lifted[0]
         < facts.lifted[1]
@@ -312,14 +326,18 @@ def _check_words(method, grid, shares, long, facts):
         "the gain of `released` is gone": min(released) > 0 >= np.mean(training),
         "SemiC is still rising": np.mean(rising[-5:]) > np.mean(rising[-10:-5]),
         "for one transform always, for one never, for one in one of two trainings": all(facts.by_share.values()),
-        "collapses within 20 steps": all(
+        "Augmentation gives most of it, the loss a little more, unlabelled images nothing": np.diff(facts.dice)[0]
+        > np.diff(facts.dice)[1]
+        > 0
+        >= np.diff(facts.dice)[2],
+        "collapses, within 20 steps": all(
             any(
                 helpers.collapsed(epoch, "val_")
                 for epoch in record["history"][: 20 // record["configuration"]["steps"]]
             )
             for record in fallen
         ),
-        "At width 64 rotation collapses": helpers.collapsed(wide["history"][-1], "val_"),
+        "At width 64 rotation collapses": helpers.collapsed(at_width_64["history"][-1], "val_"),
     }
     wrong = [sentence for sentence, true in holds.items() if not true]
     if wrong:
@@ -340,6 +358,9 @@ Segmentation via Learning Consistency under Transformations*](https://doi.org/10
 **Four ways to train.** *Supervised* uses the labelled images alone; *SemiC* adds the consistency loss, from scratch;
 *SemiCT* and *SemiCTE* add it to a network already trained on the labels, fully or stopped early.
 
+**Three recipes.** `reported` trains as the report's text says, `released` as its code was seen to do (section 10), and
+`sound` as the text says, with three refinements that the validation images chose, and balanced batches (section 11).
+
 **What came out**, without a GPU, at the preset `standard`: width {width} instead of 96, {labeled} labelled and
 {unlabeled} instead of 45,000 unlabelled images, {epochs} epochs instead of 120.
 
@@ -353,21 +374,29 @@ Segmentation via Learning Consistency under Transformations*](https://doi.org/10
   same class {agreement} points more often. What gain `released` has for shift is gone once the network is told that it
   trains, so that it normalises and drops out (three seeds, a direction; section 10.5).
 - **Nor is SemiC ahead after six times as many steps** ({long_updates}; one seed, `reported`, shift, width {width};
-  section 9.3): Supervised ends at {long_supervised}, SemiC on all 45,000 unlabelled images at {long_semic}, still
-  rising. Longer training alone lifts Supervised from {short} on the validation images after as many steps as here to
-  {middle} after the {report_steps} that the report's Supervised had, and to {end} (means over ten epochs). The report's
-  SemiC had twelve times these {report_steps}, and a part of its gain may come from that.
-- **What SemiCT gains over the weights that it starts from, it gains by its low learning rate** (`reported`, one seed;
-  section 9.4): without the consistency loss it ends within {apart} points of the same accuracy, for all transforms.
-- **At the report's own width rotation collapses and shift does not, as in Table 1** (width {wide_width}, as released;
-  one seed; section 9.3). Step one, 120 epochs on the labels, comes within three points of the report's: {wide}. After
-  two epochs of SemiCT from there, with all 45,000 unlabelled images, the accuracy is {begun}: shift is thrown, too, but
-  not to one class. How it would go on for the other 118 epochs is not known.
-- **The collapse comes from the code, and from how few labels are in a batch.** Half of every batch has labels here, and
-  8% there; networks in these tables that collapsed to one class: {collapse}. With 8%, the same SemiCT from the same
-  weights collapses within 20 steps for {collapse_shares}, not for {survive_shares}, and for {unsettled_shares} in one
-  of two trainings (the same seed on two processors); from early-stopped weights it does so for {collapse_early}. At
-  width 64 it collapses for rotation as well. Section 10 shows what does it.
+  section 9.3). Supervised, which has seen each label {seen_supervised} times by then, ends at {long_supervised}, and
+  SemiC on all 45,000 unlabelled images, which has seen it {seen_semic} times, at {long_semic}, still rising. Longer
+  training alone lifts Supervised from {short} on the validation images after as many steps as here to {middle} after
+  the {report_steps} that the report's Supervised had, and to {end} (means over ten epochs). The report's SemiC had
+  twelve times these {report_steps}, and a part of its gain may come from that.
+- **What SemiCT gains over the weights that it starts from is not due to its consistency loss** (`reported`, one seed;
+  section 9.4): without that loss it ends within {apart} points of the same accuracy, for all transforms.
+- **The baseline that the report's gains are measured from is a weak one.** At its own width and in its 120 epochs
+  (width {wide_width}, shift; one seed; section 9.3), Supervised ends at {wide_reported} when it is trained as the text
+  says, so that the network normalises and drops out, and at {wide_released} as its code trained it. The report has
+  {printed_supervised} for Supervised and {printed_semic} for SemiC. What SemiC adds to the better baseline at this
+  width has not been measured yet.
+- **At the report's own width rotation collapses and shift does not, as in Table 1; noise, which collapses there, does
+  not**, in the first two of 120 epochs
+  (width {wide_width}, as released; one run each; section 9.3). Step one, 120 epochs on the labels, comes within three
+  points of the report's: {wide}. After two epochs of SemiCT from there, with all 45,000 unlabelled images, the accuracy
+  is {begun}: shift and noise are thrown, too, but not to one class. How it would go
+  on is not known. (Step one for noise jumped in its last epochs, so that its restored moments were not stale.)
+- **The collapse comes from the code, and from what a batch is made of.** In our `standard` half of every batch has
+  labels, and {collapse}. In the report 8% has; with as few, the same SemiCT from the same weights collapses, within 20
+  steps, for {collapse_shares}, not for {survive_shares}, and for {unsettled_shares} in one of two trainings (the same
+  seed on two processors); from early-stopped weights it does so for {collapse_early}. At width 64 it collapses for
+  rotation as well. Section 10 shows what does it, one seed at a time.
 
 **The report's Table 1 beside ours**, trained as the report's code does it (recipe `released`, section 10), on the whole
 test set after the last epoch. Where there is no ± there is one seed.
@@ -380,11 +409,11 @@ chance.
 
 The report simplified segmentation to classification; section 12 takes it back, with the predictions transformed too. On
 the membranes of ISBI 2012, from one labelled slice and {segmentation_runs} seeds each, the Dice coefficient of the test
-slices is {segmentation}.
+slices is {segmentation}: augmentation gives most of it, the consistency loss a little more, and unlabelled images add
+nothing.
 
-The accuracies again, beside those of networks trained as the report's text says (`reported`) and with three
-refinements that the validation images chose, and balanced batches (`sound`, section 11). (`released` shifts the test
-copies by whole pixels, too, and turns them all by one angle.)
+The accuracies again, in all three recipes. (`released` shifts the test copies by whole pixels, too, and turns them all
+by one angle.)
 
 {recipes}
 

@@ -4,6 +4,7 @@ Every list is made by the notebook's own functions. A record is published as soo
 that was broken off goes on where it was, so that the command can be stopped and started at will. What is in results/
 already is not trained again, also not after a change of the code (its row names the state of the code that made it),
 unless another run starts from it, and then what comes out is added to repeats.csv; to renew a record, delete its row.
+A list goes on in the number type in which most of it was made; a new one takes the one that is fastest here.
 """
 
 import argparse
@@ -58,9 +59,14 @@ def shipped_rows():
 
 def missing(method, name):
     """The runs of a list that results/ has not, with those that they start from."""
-    precision = helpers.automatic_precision("standard", width=64)  # what this machine computes fastest in
-    runs = list(dict.fromkeys(getattr(method, f"{name}_references")(precision).values()))
-    shipped = shipped_rows()
+    make_runs, shipped = getattr(method, f"{name}_references"), shipped_rows()
+    made = {
+        precision: sum(run.id in shipped for run in make_runs(precision).values()) for precision in helpers.PRECISIONS
+    }
+    precision = max(made, key=made.get)
+    if not made[precision]:
+        precision = helpers.automatic_precision("standard", width=64)
+    runs = list(dict.fromkeys(make_runs(precision).values()))
     starts = {start for run in runs if run.id not in shipped for start in (run.starting_run, run.moments_from)}
     return [run for run in runs if run.id not in shipped or run.id in starts]
 

@@ -432,17 +432,25 @@ def test_what_semict_owes_to_its_loss_is_asked_with_nothing_else_changed(method)
 
 
 def test_labels_are_shown_by_their_number_with_gaps_where_there_is_no_run():
-    accuracies = {
-        (250, "Supervised"): 0.25,
+    def record(accuracy, agreement):
+        return {"metrics": {"accuracy": accuracy, "consistency": agreement}}
+
+    records = {
+        (250, "Supervised"): record(0.25, 0.5),
         (250, "SemiC, more"): None,
-        (4000, "Supervised"): 0.5,
-        (4000, "SemiC, more"): 0.75,
+        (4000, "Supervised"): record(0.5, 0.75),
+        (4000, "SemiC, more"): record(0.75, 1.0),
     }
-    table = helpers.labels_table(accuracies)
-    assert table.header == ("labels", "Supervised", "SemiC, more")
-    assert [tuple(row) for row in table.rows] == [("250", "25.0%", "not run"), ("4,000", "50.0%", "75.0%")]
-    (axis,) = helpers.show_labels(accuracies, "by labels").axes
-    alone, more = axis.lines
-    assert list(alone.get_ydata()) == [0.25, 0.5] and np.isnan(more.get_ydata()[0]) and more.get_ydata()[1] == 0.75
-    assert [line.get_color() for line in axis.lines] == [helpers.COLORS[method] for method in ("Supervised", "SemiC")]
-    assert "no record" in helpers.show_labels(dict.fromkeys(accuracies), "by labels").caption
+    table = helpers.labels_table(records)
+    assert table.header == ("labels", "Supervised: accuracy | agreement", "SemiC, more: accuracy | agreement")
+    assert [tuple(row) for row in table.rows] == [
+        ("250", "25.0% | 50.0%", "not run"),
+        ("4,000", "50.0% | 75.0%", "75.0% | 100.0%"),
+    ]
+    left, right = helpers.show_labels(records, "by labels").axes
+    for axis, alone, more in ((left, [0, 0], 25), (right, [0.5, 0.75], 1)):
+        assert [line.get_label() for line in axis.lines] == ["Supervised", "SemiC, more"]
+        assert list(axis.lines[0].get_ydata()) == alone
+        assert np.isnan(axis.lines[1].get_ydata()[0]) and axis.lines[1].get_ydata()[1] == more
+        assert [line.get_color() for line in axis.lines] == [helpers.COLORS[name] for name in ("Supervised", "SemiC")]
+    assert "no record" in helpers.show_labels(dict.fromkeys(records), "by labels").caption
