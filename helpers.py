@@ -3177,6 +3177,13 @@ def shipped(name):
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def plans_by_records(make_runs):
+    """The plans of `make_runs`, one for each of PRECISIONS, that of which results/ has most runs first."""
+    ids = {row["id"] for row in shipped("runs.csv") or ()}
+    plans = [make_runs(precision) for precision in PRECISIONS]
+    return sorted(plans, key=lambda plan: -sum(run.id in ids for run in plan.values()))
+
+
 def shipped_records(make_runs):
     """The records in results/ of some runs.
 
@@ -3197,8 +3204,7 @@ def shipped_records(make_runs):
     for curve in (*(shipped("curves.csv") or ()), *(shipped("repeats_curves.csv") or ())):
         values = {name: float(curve[name]) for name in CURVE_COLUMNS[3:] if curve.get(name)}
         curves[curve["id"], curve.get("device")].append(values)  # in the order of the epochs
-    plans = [make_runs(precision) for precision in PRECISIONS]
-    plans.sort(key=lambda plan: -sum(run.id in rows for run in plan.values()))
+    plans = plans_by_records(make_runs)
     records = {}
     for name in plans[0]:
         run = next((plan[name] for plan in plans if plan[name].id in rows), None)

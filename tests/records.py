@@ -60,13 +60,10 @@ def shipped_rows():
 def missing(method, name):
     """The runs of a list that results/ has not, with those that they start from."""
     make_runs, shipped = getattr(method, f"{name}_references"), shipped_rows()
-    made = {
-        precision: sum(run.id in shipped for run in make_runs(precision).values()) for precision in helpers.PRECISIONS
-    }
-    precision = max(made, key=made.get)
-    if not made[precision]:
-        precision = helpers.automatic_precision("standard", width=64)
-    runs = list(dict.fromkeys(make_runs(precision).values()))
+    plan = helpers.plans_by_records(make_runs)[0]
+    if not any(run.id in shipped for run in plan.values()):
+        plan = make_runs(helpers.automatic_precision("standard", width=64))
+    runs = list(dict.fromkeys(plan.values()))
     starts = {start for run in runs if run.id not in shipped for start in (run.starting_run, run.moments_from)}
     return [run for run in runs if run.id not in shipped or run.id in starts]
 
