@@ -381,7 +381,8 @@ def read_settings(controls, presets):
     """Read the controls' values once, together with the sizes of the chosen preset.
 
     With `exact_repeats`, TensorFlow computes in one fixed order from here on, until the kernel is started again. On a
-    processor it does so anyway; on a GPU it takes time that could not be measured here, hence the choice.
+    GPU that takes time that could not be measured here, hence the choice; a processor repeats itself without it, but
+    for segmentation with unlabelled images.
 
     Args:
         controls: what `settings_controls` returned.
@@ -2641,16 +2642,15 @@ def accuracy_table(sources, caption=""):
 
 
 def gains_table(sources, caption=""):
-    """SemiC beside the Supervised of the same seed, a row a pair, from several sources (as of `table_1`)."""
+    """SemiC beside Supervised, a row a pair (of `pairs`), from several sources (as of `table_1`)."""
     rows = []
     for source, found in sources.items():
         for transform in dict.fromkeys(transform for transform, _ in REPORT_TABLE):
-            records = {method: found.get((transform, method), ()) for method in ("Supervised", "SemiC")}
-            accuracies = [by_seed(some) for some in records.values()]
-            gains = [paired_gains(found, transform, metric) for metric in ("accuracy", "consistency")]
-            for seed, *points in zip(sorted(accuracies[0].keys() & accuracies[1].keys()), *gains, strict=True):
-                ends = [f"{accuracy[seed]:.1%}" for accuracy in accuracies]
-                rows.append((source, transform, seed, *ends, *(f"{gain:+z.1f}" for gain in points)))
+            for semic, supervised in _with_and_without(found, transform):
+                ends = [f"{record['metrics']['accuracy']:.1%}" for record in (supervised, semic)]
+                gains = [_points(semic, supervised, metric) for metric in ("accuracy", "consistency")]
+                seed = semic["configuration"]["seed"]
+                rows.append((source, transform, seed, *ends, *(f"{gain:+z.1f}" for gain in gains)))
     header = ("trained as", "transform", "seed", "Supervised", "SemiC", "points of accuracy", "points of agreement")
     return Table(header, rows, caption)
 
@@ -2926,18 +2926,36 @@ def estimate_times(pairs, peaks):
 # ----------------------------------------------------------------------------------- claims
 
 
-def by_seed(records, metric="accuracy"):
-    """Dict of seed to a metric of the test, over images and copies, a fraction."""
-    return {record["configuration"]["seed"]: record["metrics"][metric] for record in records}
-
-
 def seed_by_seed(one, other):
     """One minus the other, two dicts of seed to number, for the seeds that both have: list, in their order."""
     return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
+def pairs(records, others):
+    """The records of two runs side by side, seed by seed, for the seeds that both have.
+
+    Where one was trained again on other devices (`repeats`), the pair is two trainings on the same device, if there are
+    such: devices round differently, which moves an accuracy by a point or so.
+
+    Returns:
+        list of tuples of two records, in the order of the seeds.
+    """
+    ones, twos = ({record["configuration"]["seed"]: record for record in some} for some in (records, others))
+    return [_on_one_device(ones[seed], twos[seed]) for seed in sorted(ones.keys() & twos.keys())]
+
+
+def _on_one_device(one, other):
+    trainings = ((record, *record.get("repeats", ())) for record in (one, other))
+    same = (pair for pair in itertools.product(*trainings) if _device(pair[0]) == _device(pair[1]))
+    return next(same, (one, other))
+
+
+def _device(record):
+    return record.get("row", {}).get("device")  # None of a record of this machine
+
+
 def paired_gains(found, transform, metric="accuracy"):
-    """SemiC minus Supervised in points of a metric of the test, seed by seed.
+    """SemiC minus Supervised in points of a metric of the test, by `pairs`.
 
     Args:
         found: dict of (transform, method) to a list of records, one a seed.
@@ -2947,8 +2965,15 @@ def paired_gains(found, transform, metric="accuracy"):
     Returns:
         list of float, in the order of the seeds that both have.
     """
-    both = (by_seed(found.get((transform, method), ()), metric) for method in ("SemiC", "Supervised"))
-    return [100 * gain for gain in seed_by_seed(*both)]
+    return [_points(*pair, metric) for pair in _with_and_without(found, transform)]
+
+
+def _with_and_without(found, transform):
+    return pairs(*(found.get((transform, method), ()) for method in ("SemiC", "Supervised")))
+
+
+def _points(one, other, metric):
+    return 100 * (one["metrics"][metric] - other["metrics"][metric])
 
 
 class Evidence:
@@ -2985,9 +3010,9 @@ class Evidence:
     def beats(self, transform, method, other):
         """Whether one method is more accurate than another, or less, by more than chance explains.
 
-        The mean difference, over the seeds that both have, must be above two standard errors of the difference of two
-        proportions near 0.5 on as many test images (all seeds have the same, so further seeds do not make it smaller)
-        and, with several seeds, outside of Student's 95% interval for the mean of that many differences.
+        The mean difference, over `pairs`, must be above two standard errors of the difference of two proportions near
+        0.5 on as many test images (all seeds have the same, so further seeds do not make it smaller) and, with several
+        seeds, above half the width of Student's 95% interval for the mean of that many differences.
 
         Raises:
             Undecided: it is neither more nor less by that.
@@ -2996,7 +3021,8 @@ class Evidence:
         for name in (method, other):
             self.accuracy(transform, name)  # to be told beside the verdict
         records = self._records(transform, method)
-        differences = seed_by_seed(by_seed(records), by_seed(self._records(transform, other)))
+        both = pairs(records, self._records(transform, other))
+        differences = [_points(*pair, "accuracy") / 100 for pair in both]
         count = len(differences)
         if not count:
             raise NotRun(f"{method} and {other} for {transform} with the same seed")

@@ -591,6 +591,22 @@ def test_gains_are_those_of_pairs_with_the_same_seed(record):
     ]
 
 
+def test_a_pair_is_two_trainings_on_one_device(record):
+    def trained(method, device, accuracy, repeats=()):
+        one = with_metrics(record, accuracy=accuracy) | {"row": {"device": device}, "repeats": list(repeats)}
+        return one | {"configuration": one["configuration"] | {"method": method}}
+
+    again = [trained("Supervised", "two", 0.6), trained("Supervised", "three", 0.7)]
+    supervised = trained("Supervised", "one", 0.5, again)
+    for device, gain in (("one", 15), ("two", 5), ("three", -5), ("four", 15)):
+        semic = trained("SemiC", device, 0.65)
+        found = {("shift", "SemiC"): [semic], ("shift", "Supervised"): [supervised]}
+        assert helpers.paired_gains(found, "shift") == pytest.approx([gain])
+        assert helpers.gains_table({"": found}).rows[0][5] == f"{gain:+.1f}"
+        evidence = helpers.Evidence(found)
+        assert evidence.beats("shift", "SemiC", "Supervised") == (gain > 0)
+
+
 def test_tables_escape_what_they_show():
     table = helpers.Table(("<a>",), [("1 < 2",)], caption="a & b")
     assert "&lt;a&gt;" in table._repr_html_() and "a &amp; b" in table._repr_html_()
