@@ -1487,7 +1487,7 @@ def jit_choice(*roots):
     It cannot where `elasticdeform_warp` is used, nor the sums over several devices.
     """
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-    return False if several or elasticdeform_warp in reachable(*roots).values() else "auto"
+    return False if several or any(thing is elasticdeform_warp for thing in reachable(*roots).values()) else "auto"
 
 
 def training_batches(positions, batch_size, seed, first_epoch, epochs, steps=None, fill=False):

@@ -526,6 +526,15 @@ def test_the_fingerprint_reaches_the_whole_method(method):
     assert "gaussian_noise" not in names
 
 
+def test_xla_is_chosen_for_a_transform_that_uses_arrays():
+    tints, strengths = np.linspace(-0.1, 0.1, 3), tf.constant([0.5, 1.0])
+
+    def tint(images, seed):
+        return images + strengths[seed[0] % 2] * tints
+
+    assert helpers.jit_choice(tint) == "auto"
+
+
 # --------------------------------------------------------------------------------- tables, figures
 
 
