@@ -2737,10 +2737,9 @@ def continuation_table(records, caption=""):
         if start and last:
             start = _start_of(last, start)
         shown = [_accuracy_and_agreement(one) for one in (start, *ways)]
-        alike = all(ways[-2:]) and len({way["row"]["device"] for way in ways[-2:]}) == 1
-        accuracies = [way["metrics"]["accuracy"] for way in ways[-2:] if way]
-        gain = f"{100 * (accuracies[1] - accuracies[0]):+z.1f}" if alike else "–"
-        rows.append((transform, *shown, gain))
+        without, full = ways[-2:]
+        alike = without and full and _device(without) == _device(full)
+        rows.append((transform, *shown, f"{_points(full, without, 'accuracy'):+z.1f}" if alike else "–"))
     columns = (f"{name}: accuracy | agreement" for name in names)
     return Table(("transform", *columns, "points of the last over the one before"), rows, caption)
 
@@ -2945,9 +2944,12 @@ def pairs(records, others):
 
 
 def _on_one_device(one, other):
-    trainings = ((record, *record.get("repeats", ())) for record in (one, other))
-    same = (pair for pair in itertools.product(*trainings) if _device(pair[0]) == _device(pair[1]))
-    return next(same, (one, other))
+    both = itertools.product(_trainings(one), _trainings(other))
+    return next((pair for pair in both if _device(pair[0]) == _device(pair[1])), (one, other))
+
+
+def _trainings(record):
+    return record, *record.get("repeats", ())
 
 
 def _device(record):
@@ -3021,17 +3023,16 @@ class Evidence:
         for name in (method, other):
             self.accuracy(transform, name)  # to be told beside the verdict
         records = self._records(transform, method)
-        both = pairs(records, self._records(transform, other))
-        differences = [_points(*pair, "accuracy") / 100 for pair in both]
-        count = len(differences)
+        gains = [_points(*pair, "accuracy") for pair in pairs(records, self._records(transform, other))]
+        count = len(gains)
         if not count:
             raise NotRun(f"{method} and {other} for {transform} with the same seed")
-        needed = 2 * math.sqrt(2 * 0.25 / records[0]["configuration"]["test"])
+        needed = 100 * 2 * math.sqrt(2 * 0.25 / records[0]["configuration"]["test"])
         if count > 1:
-            error = np.std(differences, ddof=1) / math.sqrt(count)
+            error = np.std(gains, ddof=1) / math.sqrt(count)
             needed = max(needed, error * scipy.stats.t.ppf(0.975, count - 1))
-        gain, points = np.mean(differences), f"n = {count}, counts above {100 * needed:.1f}"
-        self.seen[transform, method, other] = f"{method} − {other}: {100 * gain:+z.1f} points ({points})"
+        gain, rule = np.mean(gains), f"n = {count}, counts above {needed:.1f}"
+        self.seen[transform, method, other] = f"{method} − {other}: {gain:+z.1f} points ({rule})"
         if abs(gain) <= needed:
             raise Undecided(f"{method} and {other} for {transform}")
         return gain > 0
@@ -3127,10 +3128,7 @@ def publish(records, folder="results"):
     for record in records:
         device = record["environment"]["device"]
         (here if devices.get(record["id"], device) == device else elsewhere).append(record)
-    # The curves first: what is in runs.csv counts as there.
-    curves = "curves.csv", (CURVE_COLUMNS, _curve_rows(here, CURVE_COLUMNS))
-    rows = "runs.csv", (RUN_COLUMNS, [run_row(record) for record in here])
-    _put_rows(pathlib.Path(folder), dict((curves, rows)), key=("id",))
+    _put_records(here, folder, "curves.csv", CURVE_COLUMNS, "runs.csv", key=("id",))
     if elsewhere:
         publish_repeats(elsewhere, folder)
 
@@ -3145,9 +3143,13 @@ def publish_repeats(records, folder="results"):
     Raises:
         OSError: the disk is full, or the folder read-only.
     """
-    curves = "repeats_curves.csv", (REPEAT_CURVE_COLUMNS, _curve_rows(records, REPEAT_CURVE_COLUMNS))
-    rows = "repeats.csv", (RUN_COLUMNS, [run_row(record) for record in records])
-    _put_rows(pathlib.Path(folder), dict((curves, rows)), key=("id", "device"))
+    _put_records(records, folder, "repeats_curves.csv", REPEAT_CURVE_COLUMNS, "repeats.csv", key=("id", "device"))
+
+
+def _put_records(records, folder, curves, columns, runs, key):
+    # The curves first: what is in the file of the runs counts as there.
+    files = {curves: (columns, _curve_rows(records, columns)), runs: (RUN_COLUMNS, list(map(run_row, records)))}
+    _put_rows(pathlib.Path(folder), files, key)
 
 
 def _curve_rows(records, columns):
@@ -3293,10 +3295,7 @@ def _start_of(record, start):
 
     Where that one is not there, nothing is known of it: `metrics` is None and `history` empty.
     """
-    if "row" not in record:  # a record of this machine, beside the network that it started from
-        return start
-    trainings = (start, *start.get("repeats", ()))
-    same = (training for training in trainings if training["row"]["device"] == record["row"]["device"])
+    same = (training for training in _trainings(start) if _device(training) == _device(record))
     return next(same, start | {"metrics": None, "history": []})
 
 
@@ -3441,6 +3440,10 @@ def show_curves(records, title, mark_stagnation=False):
     figure, axes = plt.subplots(
         2, len(records), figsize=(4.2 * len(records), 5.5), layout="constrained", squeeze=False, sharey="row"
     )
+    names = ["{method}, {transform}".format(**record["configuration"]) for record in records]
+    if len(set(names)) < len(names):
+        rates = (f"rate {record['configuration']['learning_rate']:g}" for record in records)
+        names = list(map(", ".join, zip(names, rates, strict=True)))
     for column, record in enumerate(records):
         history, configuration = record["history"], record["configuration"]
         epochs = np.arange(1, len(history) + 1)
@@ -3465,7 +3468,7 @@ def show_curves(records, title, mark_stagnation=False):
                 )
             axis.set(xlabel="epoch", ylabel=unit if column == 0 else "")
             axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0, column].set_title(f"{configuration['method']}, {configuration['transform']}")
+        axes[0, column].set_title(names[column])
         axes[1, column].legend(frameon=False, fontsize=9)
     figure.suptitle(title)
     return _shown(figure)

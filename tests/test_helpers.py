@@ -831,6 +831,12 @@ def test_figures_have_alternative_texts(record, monkeypatch):
     )
 
 
+def test_curves_that_differ_in_their_rate_are_told_apart(record):
+    slow = record | {"configuration": record["configuration"] | {"learning_rate": 1e-5}}
+    axes = helpers.show_curves([record, slow], "Two rates").axes
+    assert [axis.get_title() for axis in axes[:2]] == ["SemiC, shift, rate 0.001", "SemiC, shift, rate 1e-05"]
+
+
 def test_the_curve_table_reads_the_curves(record):
     losses = [1.0, 0.4, 0.7]
     epochs = [dict.fromkeys(EPOCH, 0.5) | {"val_loss": loss} for loss in losses]
