@@ -1,86 +1,110 @@
-"""Trains the runs whose records ship in results/: `make records LIST=collapse`.
+"""Trains the runs whose records ship in results/: `make records LIST=table1`.
 
-Every list is made by the notebook's own functions. A record is published as soon as its run is finished, and a run
-that was broken off goes on where it was, so that the command can be stopped and started at will. What is in results/
-already is not trained again, also not after a change of the code (its row names the state of the code that made it),
-unless another run starts from it, and then what comes out is added to repeats.csv; to renew a record, delete its row.
-A list goes on in the number type in which most of it was made; a new one takes the one that is fastest here.
+On a processor as many runs go on at once as it has cores, a thread each: two such runs get a quarter more done than one
+with two threads. They are kept in REPRODUCTION_RUNS (a folder `runs` beside the project), go on where they were broken
+off, and are published in results/ as they end. `--pause` and `--resume` stop and continue a list that is under way.
 """
 
 import argparse
-import tempfile
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import notebook
 
 import helpers
 
-# Shown in the sections 9, 9.3, 9.4, 10.3, 10.4, 10.5, 11.1, 11.2 and 12.
-LISTS = (
-    "grid",
-    "scale",
-    "continued",
-    "collapse",
-    "share",
-    "survival",
-    "attribution",
-    "refinement",
-    "labels",
-    "segmentation",
-)
+FOLDER = pathlib.Path(os.environ.get("REPRODUCTION_RUNS") or notebook.ROOT.parent / "runs")
+LEADER = FOLDER / "records.pid"
 
 
-def train(method, name):
-    """Train what is missing of a list, in its order."""
-    to_do, shipped = missing(method, name), shipped_rows()
-    if name == "segmentation":
-        data, parts = helpers.load_segmentation(method.SLICES), (method.build_segmenter, method.SEGMENTATION_VIEWS)
-    else:
-        data, parts = notebook.load_split(method), (method.build_model, method.TRANSFORMS)
-    if {run.dataset for run in to_do} - {data.name}:
-        raise SystemExit(f"These runs need another data set than {data.name}; nothing was trained.")
-    runner = helpers.Runner(data, *parts, to_do, name, notebook.ROOT / "runs")
-    for number, run in enumerate(to_do, start=1):
-        records = runner.train([run])
-        if run.id not in shipped:
-            helpers.publish(records, notebook.ROOT / "results")
-        else:  # what is still here of the first training is no second one
-            again = [one for one in records if one["seconds"] != float(shipped[run.id]["seconds"])]
-            helpers.publish_repeats(again, notebook.ROOT / "results")
-        done = (
-            ", ".join(f"{record['metrics']['accuracy']:.1%}" for record in records) or f"failed: {runner.failure(run)}"
-        )
-        print(f"{number} of {len(to_do)}: {run.id}, {run.title}: {done}", flush=True)
+def table1(method, preset="standard"):
+    """The twelve cells of Table 1 with what they start from, and the long controls: list of (study, Run)."""
+    sizes = method.PRESETS[preset]
+    settings = sizes | method.REPORTED | {"precision": helpers.fastest_precision(sizes["width"])}
+    ways = {name: method.four_ways(transform, settings) for name, transform in method.TRANSFORMS.items()}
+    plan = []
+    for name in ("shift", "rotation", "noise"):
+        plan += [("table1", ways[name]["Supervised"]), ("start", ways[name]["SemiCTE"].start)]
+    plan += [("table1", ways[name]["SemiC"]) for name in ("shift", "rotation")]
+    for name in ("shift", "rotation"):
+        semic, supervised = ways[name]["SemiC"], ways[name]["Supervised"]
+        long = dataclasses.replace(supervised, epochs=semic.epochs, steps=semic.steps_per_epoch)
+        plan.append(("control", long))
+    plan += [("table1", ways[name][way]) for name in ("shift", "rotation") for way in ("SemiCT", "SemiCTE")]
+    return plan + [("table1", ways["noise"][way]) for way in ("SemiC", "SemiCT", "SemiCTE")]
 
 
-def shipped_rows():
-    """Rows of results/runs.csv by their run's id."""
-    return {row["id"]: row for row in helpers.shipped("runs.csv") or ()}
+LISTS = {"table1": table1}
 
 
-def missing(method, name):
-    """The runs of a list that results/ has not, with those that they start from."""
-    make_runs, shipped = getattr(method, f"{name}_references"), shipped_rows()
-    plan = helpers.plans_by_records(make_runs)[0]
-    if not any(run.id in shipped for run in plan.values()):
-        plan = make_runs(helpers.automatic_precision("standard", width=64))
-    runs = list(dict.fromkeys(plan.values()))
-    starts = {start for run in runs if run.id not in shipped for start in (run.starting_run, run.moments_from)}
-    return [run for run in runs if run.id not in shipped or run.id in starts]
+def train_one(method, plan, number):
+    """Train a run of a list in this process and publish it."""
+    study, run = plan[number]
+    runs = helpers.Runs(FOLDER, method.train)
+    method.train(run, helpers.load_data(), runs)
+    helpers.publish(runs, run, study=study, preset="standard")
+
+
+def train_all(method, name, plan):
+    """Start a process for each run that is not in results/ yet, in order, as many at once as there are cores."""
+    runs = helpers.Runs(FOLDER, method.train)
+    found = helpers.read_results()
+    known = set(found["id"]) if len(found) else set()
+    paths = [runs.path(run) for _, run in plan]
+    to_do = [number for number, path in enumerate(paths) if path.stem.split("-")[-1] not in known]
+    at_once = 1 if helpers.ACCELERATORS else os.cpu_count()
+    threads = {} if helpers.ACCELERATORS else {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    busy = {}
+    while to_do or busy:
+        for number, process in list(busy.items()):
+            if process.poll() is not None:
+                del busy[number]
+                print(f"{time.strftime('%H:%M')} {paths[number].stem}: exit {process.returncode}", flush=True)
+        waiting = {path for other in (*busy, *to_do) if (path := paths[other])}
+        for number in list(to_do):
+            start = plan[number][1].start
+            if len(busy) < at_once and not (start and runs.path(start) in waiting):
+                to_do.remove(number)
+                command = [sys.executable, __file__, name, "--number", str(number)]
+                busy[number] = subprocess.Popen(command, env=os.environ | threads)
+        time.sleep(1)
+
+
+def send(number):
+    """Send a signal to the list that is under way and to all of its processes."""
+    if LEADER.exists():
+        try:
+            os.killpg(int(LEADER.read_text()), number)
+        except ProcessLookupError:
+            LEADER.unlink()
 
 
 def main():
     """Command line; see the Makefile."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("list", choices=LISTS)
-    parser.add_argument("--dry-run", action="store_true", help="only say what there is to train")
+    parser.add_argument("list", nargs="?", choices=LISTS, default="table1")
+    parser.add_argument("--number", type=int, help="train this run of the list in this process")
+    parser.add_argument("--pause", action="store_true")
+    parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:  # it must be there as long as the source of the method is asked for
-        method = notebook.load_method(folder)
-        if arguments.dry_run:
-            rows = [(run.id, run.title, f"{run.pairs:,}") for run in missing(method, arguments.list)]
-            print(helpers.Table(("id", "run", "image pairs"), rows))
-        else:
-            train(method, arguments.list)
+    if arguments.pause or arguments.resume:
+        send(signal.SIGSTOP if arguments.pause else signal.SIGCONT)
+        return
+    method = notebook.load_method()
+    plan = LISTS[arguments.list](method)
+    if arguments.number is not None:
+        train_one(method, plan, arguments.number)
+    else:
+        FOLDER.mkdir(exist_ok=True)
+        os.setpgrp()
+        LEADER.write_text(str(os.getpgrp()))
+        train_all(method, arguments.list, plan)
+        LEADER.unlink()
 
 
 if __name__ == "__main__":
