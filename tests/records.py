@@ -101,7 +101,8 @@ def main():
         train_one(method, plan, arguments.number)
     else:
         FOLDER.mkdir(exist_ok=True)
-        os.setpgrp()
+        if os.getpgrp() != os.getpid():
+            os.setpgrp()
         LEADER.write_text(str(os.getpgrp()))
         train_all(method, arguments.list, plan)
         LEADER.unlink()
