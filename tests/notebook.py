@@ -1,11 +1,14 @@
 """Reads and runs reproduction.ipynb; `make run`, `make notebook`, the records and the tests go through here."""
 
+import argparse
 import hashlib
 import importlib.util
+import os
 import pathlib
 import sys
 import tempfile
 
+import nbclient
 import nbformat
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -31,3 +34,34 @@ def load_method(path=NOTEBOOK):
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def execute(target, **environment):
+    """Run every cell in order and write the executed notebook to `target`, also after an error."""
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    os.environ.update(environment)
+    client = nbclient.NotebookClient(
+        book, timeout=None, resources={"metadata": {"path": str(ROOT)}}, record_timing=False
+    )
+    try:
+        client.execute()
+    finally:
+        book.metadata.pop("widgets", None)
+        for output in (output for cell in book.cells for output in cell.get("outputs", ())):
+            if "application/vnd.jupyter.widget-view+json" in output.get("data", ()):  # needs a kernel to be shown
+                output.data = {"text/plain": "[Controls: they are shown, and work, where this cell has been run.]"}
+        nbformat.write(book, target)
+
+
+def main():
+    """Execute into a copy, or, without --output, the committed notebook in place."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=pathlib.Path)
+    target = parser.parse_args().output or NOTEBOOK
+    pictures = {"REPRODUCTION_PICTURES": "generated"} if target == NOTEBOOK else {}
+    execute(target, **pictures)
+    print(f"The executed notebook is {target}. Open it with: .venv/bin/jupyter lab {target}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Hands the notebook's own definitions to the tests."""
+
+import notebook  # noqa: I001  (puts the project on the path)
+import helpers
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def method():
+    """Module of the cells tagged `method`."""
+    return notebook.load_method()
+
+
+@pytest.fixture(scope="session")
+def data():
+    """A small generated set: 1,600 training images, 300 for the test."""
+    return helpers.generate_shapes(train=1600, test=300)
+
+
+@pytest.fixture
+def settings(method):
+    """Sizes that train in seconds."""
+    return method.PRESETS["smoke"] | method.REPORTED | {"precision": "float32", "epochs": 3}
+
+
+@pytest.fixture
+def images():
+    """A few random images, float32 (6, 32, 32, 3)."""
+    return np.random.default_rng(0).random((6, 32, 32, 3), dtype="float32")

@@ -1,0 +1,192 @@
+"""The method's definitions, by values known without them. Runs on TensorFlow and, by test_jax.py, on JAX."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import helpers
+
+
+def test_noise_is_normal_and_clipped_to_the_batch(method, images):
+    drawn = method.Noise(0.1).draw(np.random.default_rng(0), (500, 8, 8, 3))
+    assert drawn.dtype == np.float32 and abs(drawn.mean()) < 1e-3 and abs(drawn.std() - 0.1) < 1e-3
+    images = 0.2 + 0.5 * images
+    noisy = np.asarray(method.Noise()(images, np.full(images.shape, 9.0, "float32")))
+    np.testing.assert_allclose(noisy, images.max())
+
+
+def test_a_shift_by_whole_pixels_moves_the_picture_and_lets_zeros_in(method, images):
+    maps = np.tile(np.eye(2, 3, dtype="float32"), (6, 1, 1))
+    maps[:, :, 2] = (3, -5)
+    moved = np.asarray(method.Shift()(images, maps))
+    np.testing.assert_allclose(moved[:, :29, 5:], images[:, 3:, :27], atol=1e-5)
+    assert not moved[:, 29:].any() and not moved[:, :, :5].any()
+
+
+def test_a_quarter_turn_and_the_range_of_angles(method, images):
+    quarter = np.array([[0, -1, 31], [1, 0, 0]], "float32")
+    turned = np.asarray(method.Rotation()(images, np.tile(quarter, (6, 1, 1))))
+    np.testing.assert_allclose(turned, np.rot90(images, -1, axes=(1, 2)), atol=1e-4)
+    maps = method.Rotation(30).draw(np.random.default_rng(0), (1000, 32, 32, 3))
+    angles = np.degrees(np.arctan2(maps[:, 1, 0], maps[:, 0, 0]))
+    assert -30 <= angles.min() < -29 and 29 < angles.max() <= 30
+    np.testing.assert_allclose(maps[:, :, :2] @ [15.5, 15.5] + maps[:, :, 2], 15.5, atol=1e-5)  # the centre stays
+
+
+@pytest.mark.parametrize("name", ["shift", "rotation"])
+def test_the_warp_is_elasticdeforms(method, images, name):
+    transform = method.TRANSFORMS[name]
+    maps = transform.draw(np.random.default_rng(1), images.shape)
+    maps[:2, :, 2] = np.round(maps[:2, :, 2])
+    expected = method.elasticdeform_warp(images, maps)
+    np.testing.assert_allclose(np.asarray(transform(images, maps)), expected, atol=1e-5)
+
+
+def test_the_gradient_of_the_warp_is_its_transpose(method, images):
+    points = helpers.affine_points(method.Rotation().draw(np.random.default_rng(0), images.shape), 32, 32)
+    weights = np.random.default_rng(2).standard_normal(images.shape).astype("float32")
+    variable = keras.Variable(images)
+    if helpers.BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            total = ops.sum(helpers.cubic_sample(variable.value, points) * weights)
+        gradient = tape.gradient(total, variable.value)
+    else:
+        import jax
+
+        gradient = jax.grad(lambda x: ops.sum(helpers.cubic_sample(x, points) * weights))(variable.value)
+    # The warp is linear: <weights, warp(other)> = <gradient, other> for any other images.
+    other = np.random.default_rng(3).random(images.shape, dtype="float32")
+    moved = np.asarray(helpers.cubic_sample(other, points))
+    assert np.vdot(weights, moved) == pytest.approx(np.vdot(np.asarray(gradient), other), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("Noise", 2), ("Noise", -1), ("Shift", -1), ("Rotation", 200), ("Rotation", float("nan"))]
+)
+def test_strengths_out_of_range_are_refused(method, kind, value):
+    with pytest.raises(ValueError, match="must be"):
+        getattr(method, kind)(value)
+
+
+def test_subsets_do_not_overlap_and_hide_labels(method, data):
+    sets = method.subsets(data, labelled=400, unlabelled=200)
+    assert [len(labels) for _, labels in sets.values()] == [600, 1000, 300]
+    assert (sets["training"][1][400:] == -1).all() and (sets["training"][1][:400] == data.train_labels[:400]).all()
+    assert np.shares_memory(sets["validation"][0], data.train_images[600:])
+    with pytest.raises(ValueError, match="there are 600"):
+        method.subsets(data, labelled=400, unlabelled=201)
+
+
+def test_batches_follow_from_seed_and_number(method, data):
+    labels = np.arange(600, dtype="int32")
+    pairs = method.Pairs(data.train_images[:600], labels, method.Shift(), 7, shuffled=True)
+    passes = [np.concatenate([pairs[5 * p + step][1] for step in range(5)]) for p in range(2)]
+    assert all(sorted(order) == list(range(600)) for order in passes) and (passes[0] != passes[1]).any()
+    later = method.Pairs(data.train_images[:600], labels, method.Shift(), 7, shuffled=True, first=7)
+    for (x, y), (x_later, y_later) in zip((pairs[8], pairs[9]), (later[1], later[2]), strict=True):
+        assert (y == y_later).all() and all((x[name] == x_later[name]).all() for name in x)
+
+
+def test_fit_sees_the_batches_in_order_without_end(method, data):
+    """Keras begins a finite PyDataset anew after every epoch where steps_per_epoch is set."""
+    seen = []
+
+    class Spy(method.ConsistencyModel):
+        def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+            if training:
+                seen.append(int(np.asarray(y).sum()))
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    labels = np.arange(600, dtype="int32") % 10
+    pairs = method.Pairs(data.train_images[:600], labels, method.Noise(), 0, shuffled=True, batch_size=50)
+    check = method.Pairs(data.train_images[:100], labels[:100], method.Noise(), 0)
+    model = Spy(method.build_network(2), method.Noise())
+    model.compile(optimizer=keras.optimizers.Adam(), run_eagerly=True)
+    model.fit(pairs, steps_per_epoch=7, epochs=4, shuffle=False, validation_data=check, verbose=0)
+    assert seen == [int(pairs[number][1].sum()) for number in range(28)]
+
+
+def test_losses_by_hand(method):
+    fair, biased = np.log([0.5, 0.5]), np.log([0.25, 0.75])
+    assert float(method.kl_divergence(fair, biased)) == pytest.approx(np.log(4 / 3) / 2, abs=1e-6)
+    assert float(method.symmetric_kl(fair, biased)) == pytest.approx(np.log(3) / 8, abs=1e-6)
+    sure = method.log_labels(np.array([3, 5]))
+    assert float(method.symmetric_kl(sure[0], sure[1])) == pytest.approx(np.log(1e7), abs=1e-3)
+    assert float(method.mean(np.array([1.0, 9.0]), np.array([1.0, 0.0]))) == 1.0
+    assert float(method.mean(np.array([1.0]), np.array([0.0]))) == 0.0
+
+
+def test_the_step_is_equation_1(method, data):
+    x, y = method.Pairs(data.train_images[:32], np.r_[data.train_labels[:8], [-1] * 24], method.Rotation(), 0)[0]
+    model = method.ConsistencyModel(method.build_network(4), method.Rotation(), weight=0.5)
+    model.compile(optimizer=keras.optimizers.Adam())
+    log_p = np.asarray(model(x), dtype="float64")
+    loss = float(model.compute_loss(x, ops.convert_to_tensor(y), ops.convert_to_tensor(log_p.astype("float32"))))
+
+    def divergence(p, q):
+        return (np.exp(p) * (p - q)).sum(-1)
+
+    labels = np.log(np.maximum(np.eye(10)[y[:8]], 1e-7))
+    both = [(divergence(labels, half[:8]) + divergence(half[:8], labels)) / 2 for half in (log_p[:32], log_p[32:])]
+    consistency = (divergence(log_p[:32], log_p[32:]) + divergence(log_p[32:], log_p[:32])) / 2
+    assert loss == pytest.approx(np.mean(both) + 0.5 * consistency.mean(), rel=1e-4)
+    measured = {name: float(metric.result()) for name, metric in model.means.items()}
+    right = np.r_[log_p[:8].argmax(-1) == y[:8], log_p[32:40].argmax(-1) == y[:8]]
+    assert measured["accuracy"] == pytest.approx(right.mean())
+    assert measured["agreement"] == pytest.approx((log_p[:32].argmax(-1) == log_p[32:].argmax(-1)).mean())
+    assert measured["cross_entropy"] == pytest.approx(
+        np.mean([divergence(labels, log_p[:8]), divergence(labels, log_p[32:40])]), rel=1e-4
+    )
+    share = np.bincount(log_p.argmax(-1)).max() / 64
+    assert float(model.largest_class.result()) == pytest.approx(share)
+
+
+def test_a_transform_sees_float32_under_a_16_bit_policy(method, data):
+    kinds = []
+
+    class Spy(method.Shift):
+        def __call__(self, images, maps):
+            kinds.extend((keras.backend.standardize_dtype(images.dtype), keras.backend.standardize_dtype(maps.dtype)))
+            return super().__call__(images, maps)
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = method.ConsistencyModel(method.build_network(4), Spy())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x, _ = method.Pairs(data.train_images[:4], data.train_labels[:4], Spy(), 0)[0]
+    assert keras.backend.standardize_dtype(model(x).dtype) == "float32" and set(kinds) == {"float32"}
+
+
+def test_batch_normalisation_and_leaky_relu_are_keras_own(images):
+    for training in (True, False):
+        ours, theirs = helpers.BatchNormalization(momentum=0.9), keras.layers.BatchNormalization(momentum=0.9)
+        for _ in range(2):
+            results = [np.asarray(layer(images, training=training)) for layer in (ours, theirs)]
+        np.testing.assert_allclose(*results, atol=1e-5)
+        for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    x = images - 0.5
+    np.testing.assert_allclose(helpers.LeakyReLU(negative_slope=0.1)(x), np.where(x > 0, x, 0.1 * x), atol=1e-7)
+    if helpers.BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        x = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = helpers.LeakyReLU(negative_slope=0.1)(x)
+        np.testing.assert_allclose(tape.gradient(y, x), np.where(x > 0, 1.0, 0.1), atol=1e-7)
+
+
+def test_the_four_ways_differ_as_the_report_says(method, settings):
+    ways = method.four_ways(method.Shift(), settings)
+    supervised, semic, semict, semicte = ways.values()
+    assert (supervised.unlabelled, supervised.weight, supervised.start) == (0, 0.0, None)
+    assert (semic.unlabelled, semic.weight, semic.learning_rate, semic.start) == (256, 1.0, 1e-3, None)
+    assert semict.start == supervised and semict.learning_rate == 1e-5
+    assert semicte.start.epochs == settings["epochs_early"] and semicte.start.method == "Supervised"
+    paper = method.four_ways(method.Shift(), method.PRESETS["paper"] | method.REPORTED | {"precision": "float32"})
+    assert paper["Supervised"].steps_per_epoch == 32 and 120 * paper["SemiC"].steps_per_epoch == 45_960

@@ -1,0 +1,253 @@
+"""Names of runs, their store, and what is left after a fault. Runs on TensorFlow and, by test_jax.py, on JAX."""
+
+import dataclasses
+import errno
+import functools
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+import helpers
+
+
+def numbers(about):
+    """What must not depend on interruptions."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in about["history"]], about["test"]
+
+
+@pytest.fixture
+def semic(method, settings):
+    """A small semi-supervised run of three epochs."""
+    return method.four_ways(method.Shift(), settings)["SemiC"]
+
+
+class Break(Exception):
+    """Stands for a kill after an epoch was written."""
+
+
+def broken_off(monkeypatch, method, run, data, runs, after=1):
+    """Train until `after` epochs are on disk."""
+    write, count = helpers.Runs.write, []
+
+    def interrupt(self, *arguments):
+        write(self, *arguments)
+        count.append(1)
+        if len(count) == after:
+            raise Break
+
+    with monkeypatch.context() as patch, pytest.raises(Break):
+        patch.setattr(helpers.Runs, "write", interrupt)
+        method.train(run, data, runs)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_run_that_was_broken_off_ends_with_the_same_numbers(method, semic, data, tmp_path, monkeypatch, precision):
+    run = dataclasses.replace(semic, precision=precision)
+    unbroken, broken = helpers.Runs(tmp_path / "a", method.train), helpers.Runs(tmp_path / "b", method.train)
+    model, about = method.train(run, data, unbroken)
+    broken_off(monkeypatch, method, run, data, broken)
+    assert len(broken.about(run)["history"]) == 1
+    again, resumed = method.train(run, data, broken)
+    assert numbers(about) == numbers(resumed)
+    assert all((a == b).all() for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
+    keras.config.set_dtype_policy("float32")
+
+
+def test_a_finished_run_is_kept(method, semic, data, tmp_path, monkeypatch):
+    runs = helpers.Runs(tmp_path, method.train)
+    _, about = method.train(semic, data, runs)
+    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert method.train(semic, data, runs)[1] == about
+
+
+def test_semict_starts_from_the_weights_alone(method, settings, data, tmp_path):
+    runs = helpers.Runs(tmp_path, method.train)
+    run = dataclasses.replace(method.four_ways(method.Noise(), settings)["SemiCT"], learning_rate=1e-12, epochs=1)
+    model, _ = method.train(run, data, runs)
+    start, _ = method.train(run.start, data, runs)
+    for one, other in zip(model.trainable_variables, start.trainable_variables, strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-6)
+    assert int(model.optimizer.iterations) == run.steps_per_epoch
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "altered", "another version"])
+def test_a_damaged_file_is_named_set_aside_and_trained_again(method, semic, data, tmp_path, capsys, damage):
+    runs = helpers.Runs(tmp_path, method.train)
+    run = dataclasses.replace(semic, epochs=1)
+    _, about = method.train(run, data, runs)
+    path = runs.path(run)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle] ^= 255
+    damaged = {"cut": content[:middle], "emptied": b"", "altered": content, "another version": b"{}"}[damage]
+    path.write_bytes(bytes(damaged))
+    capsys.readouterr()
+    _, again = method.train(run, data, runs)
+    assert numbers(again) == numbers(about)
+    assert "damaged" in capsys.readouterr().out and len(list(tmp_path.glob("*.damaged-*"))) == 1
+
+
+def test_a_full_disk_is_said_and_harms_nothing(method, semic, data, tmp_path, monkeypatch):
+    runs = helpers.Runs(tmp_path, method.train)
+    broken_off(monkeypatch, method, semic, data, runs)
+    before = runs.path(semic).read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="intact"):
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        method.train(semic, data, runs)
+    assert runs.path(semic).read_bytes() == before and not list(tmp_path.glob("*.writing"))
+    assert len(method.train(semic, data, runs)[1]["history"]) == 3
+
+
+def test_nan_stops_the_run_with_its_reason_and_the_others_go_on(method, settings, data, tmp_path, capsys):
+    class Breaking(method.Noise):
+        def draw(self, random, shape):
+            return super().draw(random, shape) * (math.nan if shape[0] == 128 else 1)
+
+    runs = helpers.Runs(tmp_path, method.train)
+    bad, good = (method.four_ways(kind, settings)["Supervised"] for kind in (Breaking(), method.Noise()))
+    runs.train_each([bad, good], data)
+    said = capsys.readouterr().out
+    assert "failed: " in said and "nan in epoch 1" in said and "trained" in said
+    assert bad not in runs and good in runs
+
+
+def test_a_collapsed_run_stops_and_says_so(method, settings, data, tmp_path):
+    class Constant(method.ConsistencyModel):
+        def call(self, inputs, training=False):
+            log_p = super().call(inputs, training)
+            return keras.ops.log_softmax(log_p * 0.0 + 9.0 * keras.ops.one_hot(4, 10))
+
+    run = method.four_ways(method.Noise(), settings)["Supervised"]
+    run = dataclasses.replace(run, model=Constant, epochs=12, steps=1)
+    about = method.train(run, data, helpers.Runs(tmp_path, method.train))[1]
+    assert len(about["history"]) == 10 and "collapsed" in about["ended"]
+
+
+def test_two_processes_do_not_train_the_same_run(tmp_path):
+    lock = helpers._locked(tmp_path / "a.lock")
+    code = f"import helpers, pathlib; helpers._locked(pathlib.Path({str(tmp_path)!r}) / 'a.lock'); print('got it')"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=helpers.RESULTS.parent
+    )
+    assert "waiting" in other.stdout.readline()
+    lock.lock.release()
+    assert "got it" in other.communicate(timeout=60)[0]
+
+
+KILLED = """
+import notebook, helpers, sys
+method = notebook.load_method()
+data = helpers.generate_shapes(train=1600, test=300)
+settings = method.PRESETS["smoke"] | method.REPORTED | {{"precision": "float32", "epochs": 4, "epochs_supervised": 3}}
+ways = method.four_ways(method.Shift(), settings)
+runs = helpers.Runs({folder!r}, method.train)
+print("ready", flush=True)
+runs.train_each([ways["Supervised"], ways["SemiCT"]], data)
+"""
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_numbers(method, settings, data, tmp_path):
+    settings |= {"epochs": 4, "epochs_supervised": 3}
+    ways = method.four_ways(method.Shift(), settings)
+    plan = [ways["Supervised"], ways["SemiCT"]]
+    undisturbed = helpers.Runs(tmp_path / "undisturbed", method.train)
+    undisturbed.train_each(plan, data)
+    random, here = np.random.default_rng(), os.path.dirname(__file__)
+    for kill in (True, True, True, False):
+        code = KILLED.format(folder=str(tmp_path / "killed"))
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=here, stdout=subprocess.PIPE, text=True)
+        while "ready" not in process.stdout.readline():
+            assert process.poll() is None
+        if kill:
+            time.sleep(random.uniform(1, 9))
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+    killed = helpers.Runs(tmp_path / "killed", method.train)
+    for run in plan:
+        # Threads of another process may sum in another order on some machines; on one they did not.
+        assert numbers(killed.about(run)) == numbers(undisturbed.about(run))
+
+
+def test_what_is_in_a_name(method, settings, tmp_path):
+    class Dim:
+        name = "dim"
+
+        def __init__(self, factor):
+            self.factor = factor
+
+        def draw(self, random, shape):
+            return np.ones(shape[0], "float32")
+
+        def __call__(self, images, drawn):
+            return images * self.factor
+
+    def name(**changes):
+        return helpers.fingerprint(dataclasses.replace(method.four_ways(Dim(1.0), settings)["SemiC"], **changes))
+
+    assert name() == name(transform=Dim(1.0))
+    others = [name(), name(transform=Dim(0.0)), name(seed=1), name(weight=2.0), name(transform=Dim(np.ones(3)))]
+    others += [name(transform=Dim(functools.partial(np.clip, a_min=0))), name(transform=Dim(Dim(1.0).draw))]
+    others += [name(transform=Dim(keras.layers.RandomFlip())), name(transform=Dim(keras.layers.RandomFlip("vertical")))]
+    assert len(set(others)) == len(others)
+    with pytest.raises(ValueError, match="cannot tell"):
+        name(transform=Dim(np.random.default_rng(0)))
+
+
+def test_a_comment_changes_no_name_and_code_does(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def fingerprint(module, source):
+        (tmp_path / f"{module}.py").write_text(source)
+        return helpers.fingerprint(__import__(module).dim)
+
+    plain = fingerprint("one", "FACTOR = 2\ndef dim(x):\n    return x * FACTOR\n")
+    assert plain == fingerprint("two", 'FACTOR = 2\n\n\ndef dim(x):\n    """Dim."""\n    return x * FACTOR  # here\n')
+    assert plain != fingerprint("three", "FACTOR = 3\ndef dim(x):\n    return x * FACTOR\n")
+    assert plain != fingerprint("four", "FACTOR = 2\ndef dim(x):\n    return x + FACTOR\n")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda images, drawn: images[:, :16],
+        lambda images, drawn: keras.ops.cast(images, "float16"),
+        lambda images, drawn: None,
+        lambda images: images,
+    ],
+)
+def test_a_transform_of_ones_own_is_tried_first(method, settings, data, tmp_path, call):
+    class Own:
+        draw = staticmethod(lambda random, shape: np.zeros(shape[0], "float32"))
+        __call__ = staticmethod(call)
+
+    run = method.four_ways(Own(), settings)["Supervised"]
+    with pytest.raises(ValueError, match=r"The transform .*Own"):
+        method.train(run, data, helpers.Runs(tmp_path, method.train))
+
+
+def test_records_are_written_and_read_back(method, settings, data, tmp_path):
+    runs = helpers.Runs(tmp_path, method.train)
+    run = method.four_ways(method.Shift(), settings)["Supervised"]
+    _, about = method.train(run, data, runs)
+    for _ in range(2):  # a run that is published again takes its own place
+        helpers.publish(runs, run, tmp_path, study="table1", preset="smoke")
+    rows, curves = (helpers.read_results(table, tmp_path) for table in ("runs", "curves"))
+    assert len(rows) == 1 and len(curves) == run.epochs
+    row = rows.iloc[0]
+    assert row["accuracy"] == pytest.approx(about["test"]["accuracy"], rel=1e-5) and row["study"] == "table1"
+    wanted = (
+        "id study preset training method transform seed width labelled unlabelled epochs updates learning_rate weight"
+    )
+    wanted += " loss loss_supervised loss_consistency accuracy accuracy_plain accuracy_transformed agreement"
+    assert set(f"{wanted} largest_class seconds device backend precision date commit".split()) <= set(rows)
+    table = helpers.table_1({"report": helpers.REPORT, "ours": rows})
+    assert table.loc[("shift", "Supervised"), ("accuracy", "report")] == "68.3%"
+    assert table.loc[("shift", "Supervised"), ("accuracy", "ours")] == f"{row['accuracy']:.1%}"
+    assert table.loc[("noise", "SemiC"), ("accuracy", "ours")] == "not run"
