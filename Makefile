@@ -19,6 +19,10 @@ ifneq ($(SHARED),)
 export CIFAR10_NPZ ?= $(SHARED)
 endif
 
+# Keep memory between the steps: 1.5 times as fast where a fault of a page is slow, as on some virtual machines.
+export MALLOC_MMAP_MAX_ := 0
+export MALLOC_TRIM_THRESHOLD_ := 17179869184
+
 .PHONY: run test notebook records lint clean
 
 run: $(VENV)/ready

@@ -2,13 +2,15 @@
 
 On a processor as many runs go on at once as it has cores, a thread each: two such runs get a quarter more done than one
 with two threads. They are kept in REPRODUCTION_RUNS (a folder `runs` beside the project), go on where they were broken
-off, and are published in results/ as they end. `--pause` and `--resume` stop and continue a list that is under way.
+off, and are published in results/ as they end. `--pause` and `--resume` stop and continue a list that is under way;
+`--carry` copies the files that it still needs to results/unfinished/, from where another machine goes on.
 """
 
 import argparse
 import dataclasses
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import helpers
 
 FOLDER = pathlib.Path(os.environ.get("REPRODUCTION_RUNS") or notebook.ROOT.parent / "runs")
 LEADER = FOLDER / "records.pid"
+UNFINISHED = helpers.RESULTS / "unfinished"
 
 
 def table1(method, preset="standard"):
@@ -50,13 +53,36 @@ def train_one(method, plan, number):
     helpers.publish(runs, run, study=study, preset="standard")
 
 
+def missing(plan, found):
+    """Numbers of the runs that the records do not have, in whichever number type they were trained: list of int."""
+    fields = ["method", "transform", "width", "epochs", "steps", "seed"]
+    known = set(found.fillna({"steps": 0})[fields].itertuples(index=False, name=None)) if len(found) else set()
+
+    def key(run):
+        return run.method, run.transform.name, run.width, run.epochs, run.steps or 0, run.seed
+
+    return [number for number, (_, run) in enumerate(plan) if key(run) not in known]
+
+
+def carry(plan, runs, found, target=UNFINISHED):
+    """Leave in `target` the files of runs that are not finished, and of those that such ones are to start from."""
+    shutil.rmtree(target, ignore_errors=True)
+    to_do = [plan[number][1] for number in missing(plan, found)]
+    needed = {runs.path(run) for run in to_do} | {runs.path(run.start) for run in to_do if run.start}
+    for path in sorted(needed):
+        if path.exists():
+            target.mkdir(exist_ok=True)
+            shutil.copy2(path, target)
+
+
 def train_all(method, name, plan):
     """Start a process for each run that is not in results/ yet, in order, as many at once as there are cores."""
     runs = helpers.Runs(FOLDER, method.train)
-    found = helpers.read_results()
-    known = set(found["id"]) if len(found) else set()
+    for path in UNFINISHED.glob("*.npz"):
+        if not (FOLDER / path.name).exists():
+            shutil.copy2(path, FOLDER)
     paths = [runs.path(run) for _, run in plan]
-    to_do = [number for number, path in enumerate(paths) if path.stem.split("-")[-1] not in known]
+    to_do = missing(plan, helpers.read_results())
     at_once = 1 if helpers.ACCELERATORS else os.cpu_count()
     threads = {} if helpers.ACCELERATORS else {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     busy = {}
@@ -91,13 +117,16 @@ def main():
     parser.add_argument("--number", type=int, help="train this run of the list in this process")
     parser.add_argument("--pause", action="store_true")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--carry", action="store_true")
     arguments = parser.parse_args()
     if arguments.pause or arguments.resume:
         send(signal.SIGSTOP if arguments.pause else signal.SIGCONT)
         return
     method = notebook.load_method()
     plan = LISTS[arguments.list](method)
-    if arguments.number is not None:
+    if arguments.carry:
+        carry(plan, helpers.Runs(FOLDER, method.train), helpers.read_results())
+    elif arguments.number is not None:
         train_one(method, plan, arguments.number)
     else:
         FOLDER.mkdir(exist_ok=True)

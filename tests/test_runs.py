@@ -13,6 +13,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import records
 
 import helpers
 
@@ -251,3 +252,21 @@ def test_records_are_written_and_read_back(method, settings, data, tmp_path):
     assert table.loc[("shift", "Supervised"), ("accuracy", "report")] == "68.3%"
     assert table.loc[("shift", "Supervised"), ("accuracy", "ours")] == f"{row['accuracy']:.1%}"
     assert table.loc[("noise", "SemiC"), ("accuracy", "ours")] == "not run"
+
+
+def test_a_list_goes_on_with_what_is_missing(method, settings, data, tmp_path):
+    runs = helpers.Runs(tmp_path / "runs", method.train)
+    ways = method.four_ways(method.Shift(), settings | {"epochs_supervised": 1, "epochs": 1})
+    supervised, semict = ways["Supervised"], ways["SemiCT"]
+    control = dataclasses.replace(supervised, steps=5)
+    plan = [("table1", supervised), ("control", control), ("table1", semict)]
+    method.train(supervised, data, runs)
+    helpers.publish(runs, supervised, tmp_path, study="table1", preset="smoke")
+    found = helpers.read_results(folder=tmp_path)
+    assert records.missing(plan, found[:0]) == [0, 1, 2] and records.missing(plan, found) == [1, 2]
+    records.carry(plan, runs, found, tmp_path / "carried")
+    assert [path.name for path in (tmp_path / "carried").iterdir()] == [runs.path(supervised).name]  # SemiCT's start
+    other = [(study, dataclasses.replace(run, precision="mixed_bfloat16")) for study, run in plan]
+    assert records.missing(other, found) == [1, 2]
+    records.carry(plan[:1], runs, found, tmp_path / "carried")
+    assert not (tmp_path / "carried").exists()
