@@ -827,8 +827,9 @@ def show_curves(curves, heading):
     for axis, metric in zip(axes, ("loss_supervised", "loss_consistency", "accuracy"), strict=True):
         for number, (name, part) in enumerate(curves.groupby("transform", sort=False)):
             colour = sns.color_palette("colorblind")[number]
-            axis.plot(part["epoch"], part[metric], color=colour, linestyle="--", linewidth=1, label=f"{name}, training")
-            axis.plot(part["epoch"], part[f"val_{metric}"], color=colour, label=f"{name}, validation")
+            how = {"color": colour, "marker": "." if len(part) == 1 else ""}
+            axis.plot(part["epoch"], part[metric], linestyle="--", linewidth=1, label=f"{name}, training", **how)
+            axis.plot(part["epoch"], part[f"val_{metric}"], label=f"{name}, validation", **how)
         unit = "" if metric == "accuracy" else " (nats)"
         axis.set(xlabel="epoch", ylabel=metric.replace("_", " ") + unit)
     axes[0].legend(fontsize=8)
