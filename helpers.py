@@ -7,23 +7,22 @@ student report named in README.md. Images are (n, height, width, channels) throu
 
 import ast
 import dataclasses
-import datetime
-import dis
-import functools
 import hashlib
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import linecache
-import math
 import os
 import pathlib
+import pickle
 import platform
 import re
 import subprocess
 import sys
 import sysconfig
+import textwrap
 import time
 import types
 
@@ -33,8 +32,8 @@ import numpy as np
 import pandas as pd
 import scipy.ndimage
 import seaborn as sns
+import tqdm
 from IPython import get_ipython
-from IPython.display import display
 
 # ----------------------------------------------------------------------------------------- environment and precision
 
@@ -46,9 +45,9 @@ if BACKEND not in ("tensorflow", "jax"):
 if _limits := [name for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH") if os.environ.get(name)]:
     raise ValueError(f"{' and '.join(_limits)} would cut trainings short: unset it and restart the kernel.")
 
-sys.stderr.flush()
-_kept, _nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-os.dup2(_nowhere, 2)  # TensorFlow writes there before it reads how little it is to write
+_kept = os.dup(2)
+with open(os.devnull, "w") as _nowhere:
+    os.dup2(_nowhere.fileno(), 2)  # TensorFlow writes there before it reads how little it is to write
 try:
     import keras
     from keras import ops
@@ -66,7 +65,6 @@ try:
 finally:
     os.dup2(_kept, 2)
     os.close(_kept)
-    os.close(_nowhere)
 if keras.backend.backend() != BACKEND:
     raise ValueError(f"Keras already runs on {keras.backend.backend()!r}, not {BACKEND!r}: restart the kernel.")
 # A keras.json of the reader's may say otherwise.
@@ -77,20 +75,17 @@ keras.config.set_image_data_format("channels_last")
 
 def environment():
     """What can change a number or a time, kept with every run: dict of str."""
-    if ACCELERATORS and BACKEND == "tensorflow":
-        device = tf.config.experimental.get_device_details(ACCELERATORS[0]).get("device_name", "GPU")
-    elif ACCELERATORS:
-        device = f"{len(ACCELERATORS)} x {ACCELERATORS[0].device_kind}"
-    else:
-        names = re.findall(r"model name\s*: (.*)", _processor())
-        cores = os.environ.get("TF_NUM_INTRAOP_THREADS") or os.cpu_count()
-        device = f"{names[0] if names else platform.machine()}, {cores} threads"
-    backend = f"{BACKEND} {tf.__version__ if BACKEND == 'tensorflow' else jax.__version__}"
+    names = re.findall(r"model name\s*: (.*)", _processor()) or [platform.machine()]
+    device = f"{names[0]}, {os.environ.get('TF_NUM_INTRAOP_THREADS') or os.cpu_count()} threads"
+    if ACCELERATORS:
+        details = {} if BACKEND == "jax" else tf.config.experimental.get_device_details(ACCELERATORS[0])
+        device = details.get("device_name") or f"{len(ACCELERATORS)} x {ACCELERATORS[0].device_kind}"
     git = f"git -C {pathlib.Path(__file__).parent} rev-parse --short=9 HEAD".split()
+    backend = tf if BACKEND == "tensorflow" else jax
     return {
         "device": device,
-        "backend": f"{backend}, keras {keras.__version__}, python {platform.python_version()}",
-        "date": datetime.date.today().isoformat(),
+        "backend": f"{BACKEND} {backend.__version__}, keras {keras.__version__}, python {platform.python_version()}",
+        "date": time.strftime("%Y-%m-%d"),
         "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
     }
 
@@ -122,7 +117,6 @@ def _processor():
 # ---------------------------------------------------------------------------------------------------------------- data
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-SHAPES = ("disc", "square", "triangle", "diamond", "ring", "frame", "plus", "cross", "bars", "columns")
 CIFAR10_SHA256 = "f912919bdea371136f1aa4feed6beeca728015a5f08b1899a29c932a7e30be2b"  # training images, then labels
 
 
@@ -136,11 +130,7 @@ class Data:
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
-
-    @property
-    def note(self):
-        """What a title has to say where the images are generated ones."""
-        return " (generated shapes, not CIFAR-10)" if self.name == "shapes" else ""
+    note: str = ""  # what a title has to say where the images are generated ones
 
 
 def load_data(path=None, generate=False):
@@ -149,33 +139,37 @@ def load_data(path=None, generate=False):
     Args:
         path: an .npz with images x_train, x_test and labels y_train, y_test as in `Data`, labels also (n, 1), and
             optionally `classes`, their names. Default: the file that CIFAR10_NPZ names, else Keras's download.
-        generate: go on with generated shapes where the download fails.
+        generate: go on with generated rings where the download fails.
 
     Raises:
         FileNotFoundError, ValueError: the file is not there, or holds something else.
         OSError: the download failed.
     """
     path = path or os.environ.get("CIFAR10_NPZ")
-    if not path:
-        print("Keras loads CIFAR-10. The first time it downloads 170 MB from a slow host, which takes minutes.")
-        try:
-            train, test = keras.datasets.cifar10.load_data()
-        except Exception as error:  # Keras raises a bare Exception
-            if not generate:
-                way = "Connect to the network, or set CIFAR10_NPZ to an .npz with x_train, y_train, x_test and y_test."
-                raise OSError(f"CIFAR-10 cannot be downloaded ({error}). {way}") from error
-            print(f"{error}\nGoing on with GENERATED SHAPES: nothing below is a result on CIFAR-10.")
-            return generate_shapes()
-        return _checked("Keras's CIFAR-10", x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
+    if path:
+        return _checked(path, **_arrays(path, "CIFAR10_NPZ"))
+    print("Keras loads CIFAR-10. The first time it downloads 170 MB from a slow host, which takes minutes.")
+    try:
+        train, test = keras.datasets.cifar10.load_data()
+    except Exception as error:  # Keras raises a bare Exception
+        if not generate:
+            way = "Connect to the network, or set CIFAR10_NPZ to an .npz with x_train, y_train, x_test and y_test."
+            raise OSError(f"CIFAR-10 cannot be downloaded ({error}). {way}") from error
+        print(f"{error}\nGoing on with GENERATED RINGS: nothing below is a result on CIFAR-10.")
+        return generate_rings()
+    return _checked("Keras's CIFAR-10", x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
+
+
+def _arrays(path, variable):
+    """The arrays of an .npz."""
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}; CIFAR10_NPZ, or path, must name an .npz.")
+        raise FileNotFoundError(f"There is no file {path}; {variable}, or path, must name an .npz.")
     try:
         with np.load(path) as file:
-            arrays = dict(file)
+            return dict(file)
     except Exception as error:  # altered bytes raise a dozen kinds
         raise ValueError(f"{path} cannot be read as an .npz of arrays: {error}") from error
-    return _checked(path, **arrays)
 
 
 def _checked(path, **arrays):
@@ -196,39 +190,28 @@ def _checked(path, **arrays):
     known = set(labels.tolist())
     if known != set(range(len(known))) or not known >= set(tests.tolist()):
         raise ValueError(f"Labels in {path} are {sorted(known | set(tests.tolist()))}; they must be 0 ... classes - 1.")
-    content = hashlib.sha256(np.ascontiguousarray(images))
-    content.update(labels.astype(np.uint8))
-    original = content.hexdigest() == CIFAR10_SHA256
-    name = "cifar10" if original else f"{pathlib.Path(path).stem}-{content.hexdigest()[:8]}"
+    digest = _digest(images, labels.astype(np.uint8))
+    original = digest == CIFAR10_SHA256
     classes = CLASSES if original else map(str, arrays.get("classes", range(len(known))))
+    name = "cifar10" if original else f"{pathlib.Path(path).stem}-{digest[:8]}"
     return Data(name, tuple(classes), images, labels, arrays["x_test"], tests)
 
 
-def generate_shapes(train=25000, test=2000, seed=0):
-    """Make a stand-in for CIFAR-10, coloured shapes on noise, of which the shape alone tells the class: `Data`."""
+def _digest(*arrays):
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+
+
+def generate_rings(train=25000, test=2000, seed=0):
+    """Make a stand-in for CIFAR-10, rings on noise about a random centre, whose width alone tells the class: `Data`."""
     random, count = np.random.default_rng(seed), train + test
-    labels = random.integers(0, len(SHAPES), count, dtype="int32")
-    centre, radius = random.uniform(11, 21, (2, count, 1, 1)), random.uniform(6, 10, (count, 1, 1)).astype("float32")
-    rows, columns = (np.mgrid[:32, :32][:, None] - centre.astype("float32")) / radius
-    far, near = np.maximum(abs(rows), abs(columns)), np.minimum(abs(rows), abs(columns))
-    distance = np.hypot(rows, columns)
-    drawn = {
-        "disc": distance < 1,
-        "square": far < 0.9,
-        "triangle": (rows < 0.8) & (2 * abs(columns) < rows + 1),
-        "diamond": abs(rows) + abs(columns) < 1,
-        "ring": (distance < 1) & (distance > 0.6),
-        "frame": (far < 0.9) & (far > 0.5),
-        "plus": (far < 1) & (near < 0.3),
-        "cross": (far < 0.9) & (far - near < 0.35),
-        "bars": (far < 0.9) & (np.sin(8 * rows) > 0),
-        "columns": (far < 0.9) & (np.sin(8 * columns) > 0),
-    }
-    mask = np.choose(labels[:, None, None], [drawn[name] for name in SHAPES])[..., None]
-    ink, paper = random.uniform(0, 255, (2, count, 1, 1, 3)).astype("float32")
-    images = np.where(mask, ink, paper) + 20 * random.standard_normal((count, 32, 32, 3), dtype="float32")
+    labels = random.integers(0, 10, count, dtype="int32")
+    rows, columns = np.mgrid[:32, :32][:, None] - random.uniform(8, 24, (2, count, 1, 1)).astype("float32")
+    waves = np.sin(np.hypot(rows, columns) * (0.4 + 0.16 * labels.astype("float32"))[:, None, None])[..., None]
+    colours = random.uniform(20, 100, (count, 1, 1, 3)).astype("float32")
+    images = 128 + colours * waves + 20 * random.standard_normal((count, 32, 32, 3), dtype="float32")
     images = images.clip(0, 255).astype(np.uint8)
-    return Data("shapes", SHAPES, images[:train], labels[:train], images[train:], labels[train:])
+    halves = images[:train], labels[:train], images[train:], labels[train:]
+    return Data("rings", CLASSES, *halves, note=" (generated rings, not CIFAR-10)")
 
 
 # ------------------------------------------------------------------------------------------------------------ the warp
@@ -239,8 +222,7 @@ def affine_points(maps, height, width):
 
     maps: float32 (n, 2, 3), from (row, column, 1) of a pixel of the result to (row, column) in the image.
     """
-    rows, columns = ops.meshgrid(ops.arange(height, dtype="float32"), ops.arange(width, dtype="float32"), indexing="ij")
-    pixels = ops.stack([rows, columns, ops.ones_like(rows)], axis=-1)
+    pixels = np.stack([*np.indices((height, width)), np.ones((height, width))], axis=-1).astype("float32")
     return ops.einsum("hwk,nik->nhwi", pixels, ops.cast(maps, "float32"))
 
 
@@ -256,22 +238,15 @@ def _compiled(function):
 
 @_compiled
 def cubic_sample(images, points):
-    """Read images at points by cubic splines, 0 outside: elasticdeform's order 3 and mode "constant".
+    """Read images (n, height, width, channels) at points by cubic splines, 0 outside: float32 (n, h, w, channels).
 
-    Gradients flow to the images.
-
-    Args:
-        images: float (n, height, width, channels).
-        points: float32 (n, h, w, 2), (row, column) in pixels.
-
-    Returns:
-        float32 (n, h, w, channels).
+    points: float32 (n, h, w, 2), (row, column) in pixels. It is elasticdeform's order 3 and mode "constant"; gradients
+    flow to the images.
     """
     count, (height, width, channels) = ops.shape(images)[0], images.shape[1:]
     # Knots of the splines through the pixels: a linear filter along either axis, here as a matrix.
-    down, across = (
-        scipy.ndimage.spline_filter1d(np.eye(side), axis=0, mode="mirror").astype("float32") for side in (height, width)
-    )
+    sides = [np.eye(side, dtype="float32") for side in (height, width)]
+    down, across = (scipy.ndimage.spline_filter1d(side, axis=0, output="float32", mode="mirror") for side in sides)
     knots = ops.einsum("ij,njwc->niwc", down, ops.cast(images, "float32"))
     knots = ops.einsum("ij,nhjc->nhic", across, knots)
     knots = ops.pad(knots, [[0, 0], [1, 2], [1, 2], [0, 0]], mode="reflect")
@@ -327,8 +302,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 class LeakyReLU(keras.layers.LeakyReLU):
     """Keras's leaky ReLU; on TensorFlow with a gradient from its output, whose sign is that of its input.
 
-    So the input need not be kept, and the convolution before it applies it as it writes. With the gradient compiled,
-    a step at width 32 in bfloat16 takes three quarters of the time on one processor core.
+    So the input need not be kept: a step at width 32 in bfloat16 takes three quarters of the time on a processor core.
     """
 
     def call(self, inputs):
@@ -348,147 +322,101 @@ def _leaky_relu_gradient(gradient, outputs, slope):
     return ops.where(outputs > 0, gradient, gradient * slope)
 
 
-class LargestShare(keras.metrics.Metric):
-    """Share of the most frequent of all answers so far: 1 after a collapse to one class."""
-
-    def __init__(self, classes, name):
-        super().__init__(name=name)
-        self.counts = self.add_variable((classes,), "zeros", name="counts")
-
-    def update_state(self, answers, sample_weight=None):
-        """answers: int (...), 0 ... classes - 1."""
-        hits = ops.one_hot(ops.reshape(answers, (-1,)), self.counts.shape[0], dtype="float32")
-        self.counts.assign(self.counts + ops.sum(hits, axis=0))
-
-    def result(self):
-        return ops.max(self.counts) / ops.maximum(ops.sum(self.counts), 1.0)
-
-
 # ------------------------------------------------------------------------------------------------------ a run's name
 
 
 def fingerprint(*things):
-    """Digest of definitions, as syntax without comments and docstrings, and of values: 12 hexadecimal digits.
+    """Digest of values and of the definitions that they rest on: 12 hexadecimal digits.
 
-    Functions and classes are followed to what they use, in this module and in the reader's own; of an installed
-    library the name is taken. An object is its class and its attributes.
+    Own functions and classes count by their syntax, so a comment changes nothing, and are followed to what they use;
+    of an installed library the name is taken. An object is its class and its attributes.
 
     Raises:
-        ValueError: there is something that cannot be told apart from others of its kind.
+        ValueError: something cannot be told apart from others of its kind.
     """
-    definitions = {}  # by identity, in the order in which they are met
-    values = [_described(thing, definitions) for thing in things]
-    return hashlib.sha256(json.dumps([values, list(definitions.values())]).encode()).hexdigest()[:12]
+    content = io.BytesIO()
+    try:
+        _Namer(content).dump(things)
+    except (TypeError, AttributeError, pickle.PicklingError, RecursionError) as error:
+        raise ValueError(f"A run's name cannot tell {things!r} from others ({error}): use numbers.") from error
+    return hashlib.sha256(content.getvalue()).hexdigest()[:12]
 
 
-def _described(thing, definitions):
-    """A value for JSON; the definitions on the way are added."""
-    if isinstance(thing, types.ModuleType):
-        return thing.__name__
-    if thing is None or isinstance(thing, (bool, int, float, complex, str, bytes, slice)):
-        return repr(thing)
-    if isinstance(thing, (np.ndarray, np.generic)) and thing.dtype != object:
-        return [str(thing.dtype), list(thing.shape), hashlib.sha256(np.ascontiguousarray(thing)).hexdigest()]
-    if isinstance(thing, (list, tuple)):
-        return [_described(one, definitions) for one in thing]
-    if isinstance(thing, dict):
-        return [[_described(key, definitions), _described(value, definitions)] for key, value in thing.items()]
-    if isinstance(thing, functools.partial):
-        return _described([thing.func, thing.args, thing.keywords], definitions)
-    if isinstance(thing, types.MethodType):
-        return _described([thing.__func__, thing.__self__], definitions)
-    thing = inspect.unwrap(thing) if callable(thing) else thing
-    if hasattr(thing, "__qualname__"):  # a class or a function
-        if _is_own(thing) and id(thing) not in definitions:
-            definitions[id(thing)] = None
-            definitions[id(thing)] = [_source(thing), *(_described(one, definitions) for one in _used(thing))]
-        return f"{thing.__qualname__}" if _is_own(thing) else f"{thing.__module__}.{thing.__qualname__}"
-    if isinstance(thing, keras.layers.Layer) and not _is_own(type(thing)):
-        return _described([type(thing), thing.get_config(), thing.get_weights()], definitions)
-    if _is_own(type(thing)):
-        return _described([type(thing), vars(thing)], definitions)
-    raise ValueError(
-        f"{thing!r} is a {type(thing).__name__}, which a run's name cannot tell from another: use numbers."
-    )
+class _Namer(pickle.Pickler):
+    """Pickles definitions by their source, with all that they use, when they are met for the first time."""
+
+    def __init__(self, file):
+        super().__init__(file, protocol=4)
+        self.fast = True  # equal values give equal bytes, be they one object or two
+        self.met = set()
+
+    def reducer_override(self, thing):
+        if isinstance(thing, keras.layers.Layer) and not _is_own(type(thing)):
+            return list, ([type(thing).__qualname__, thing.get_config(), thing.get_weights()],)
+        if isinstance(thing, (property, staticmethod, classmethod)):
+            thing = getattr(thing, "fget", None) or thing.__func__
+        thing = inspect.unwrap(thing) if callable(thing) else thing
+        if not isinstance(thing, (type, types.FunctionType)) or thing in (str, list):
+            return NotImplemented
+        if not _is_own(thing):
+            return str, (f"{thing.__module__}.{thing.__qualname__}",)
+        parts = [thing.__qualname__]
+        if id(thing) not in self.met:
+            self.met.add(id(thing))
+            parts += _class_parts(thing) if isinstance(thing, type) else _function_parts(thing)
+        return list, (parts,)
 
 
 def _is_own(thing):
-    """Whether a class or function is the reader's or this project's, not an installed library's."""
-    file = getattr(sys.modules.get(thing.__module__), "__file__", None) or ""
-    library = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-    return thing.__module__ == "__main__" or (bool(file) and not file.startswith(library) and "-packages" not in file)
+    """Whether a module, class or function is the reader's or this project's, not an installed library's."""
+    module = thing if inspect.ismodule(thing) else sys.modules.get(thing.__module__)
+    file = getattr(module, "__file__", None) or sysconfig.__file__
+    installed = "-packages" in file or file.startswith(sysconfig.get_path("stdlib"))
+    return module is sys.modules["__main__"] or not installed
 
 
-def _parsed(text):
-    """Syntax tree of a source, without docstrings."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return tree
+def _class_parts(thing):
+    """Bases, and attributes but for those that Python or a decorator made."""
+    parts = {}
+    for name, value in vars(thing).items():
+        made = getattr(getattr(value, "__code__", None), "co_filename", "") == "<string>"
+        if not made and (callable(value) or not name.startswith(("__", "_abc_"))):
+            parts[name] = value
+    return [thing.__bases__, parts]
 
 
-_OWN_SOURCE = _parsed(pathlib.Path(__file__).read_text())  # now: the file may be another one when a run starts
+_OWN_LINES = pathlib.Path(__file__).read_text().splitlines(True)  # now: the file may be another one when a run starts
 
 
-def _functions(thing):
-    """The function, or those of the class that were written, not made by a decorator."""
-    found = (
-        [thing]
-        if not inspect.isclass(thing)
-        else [
-            inspect.unwrap(getattr(one, "fget", None) or getattr(one, "__func__", one))
-            for one in vars(thing).values()
-            if callable(one) or isinstance(one, (property, staticmethod, classmethod))
-        ]
-    )
-    return [one for one in found if inspect.isfunction(one) and one.__code__.co_filename != "<string>"]
-
-
-def _source(thing):
-    """Text of a definition; of a function without one, as a lambda is, its compiled code."""
-    for code in (function.__code__ for function in _functions(thing)):
-        own = code.co_filename == __file__
-        for node in ast.walk(_OWN_SOURCE if own else _parsed("".join(linecache.getlines(code.co_filename)))):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == thing.__name__:
-                first = min(part.lineno for part in (node, *node.decorator_list))
-                if first <= code.co_firstlineno <= node.end_lineno:
-                    return ast.unparse(node)
-    if inspect.isclass(thing):  # one without methods: its attributes say all
-        return ""
-    return [thing.__code__.co_code.hex(), repr([one for one in thing.__code__.co_consts if not inspect.iscode(one)])]
-
-
-def _used(thing):
-    """What a function or class takes from outside of it."""
-    if inspect.isclass(thing):
-        yield from thing.__bases__
-        for name, value in vars(thing).items():
-            if not name.startswith(("__", "_abc_")) and not callable(value) and not hasattr(value, "__get__"):
-                yield value
-    for function in _functions(thing):
-        yield from (function.__defaults__ or (), function.__kwdefaults__ or {})
-        yield from (cell.cell_contents for cell in function.__closure__ or () if cell.cell_contents is not thing)
-        codes = [function.__code__]
-        for code in codes:
-            codes += filter(inspect.iscode, code.co_consts)
-            value = None
-            for step in dis.get_instructions(code):
-                if isinstance(value, types.ModuleType) and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-                    value = getattr(value, step.argval, None)
-                elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                    value = function.__globals__.get(step.argval)
-                else:
-                    value = None
-                # Of this module its functions and classes: what its constants say is the same for all runs.
-                if callable(value) or (value is not None and code.co_filename != __file__):
-                    yield value
+def _function_parts(thing):
+    """Syntax, defaults, and the values of the names that are used."""
+    code, own = thing.__code__, thing.__code__.co_filename == __file__
+    lines = _OWN_LINES if own else linecache.getlines(code.co_filename)
+    if code.co_name == "<lambda>" or not lines:  # there may be two in a line
+        source = [code.co_code, [value for value in code.co_consts if not inspect.iscode(value)]]
+    else:
+        tree = ast.parse(textwrap.dedent("".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        source = ast.unparse(tree)
+    codes = [code]
+    for one in codes:
+        codes += filter(inspect.iscode, one.co_consts)
+    names = sorted({name for one in codes for name in one.co_names})
+    cells = {name: cell.cell_contents for name, cell in zip(code.co_freevars, thing.__closure__ or (), strict=True)}
+    found = [thing.__globals__[name] for name in names if name in thing.__globals__]
+    modules = [value for value in found if inspect.ismodule(value) and _is_own(value)]
+    found += [vars(module)[name] for module in modules for name in names if name in vars(module)]
+    # Of this module its functions and classes: what its constants say is the same for all runs.
+    used = [value for value in found if callable(value) or not (own or value is None or inspect.ismodule(value))]
+    return [source, thing.__defaults__, thing.__kwdefaults__, used, {k: v for k, v in cells.items() if v is not thing}]
 
 
 # --------------------------------------------------------------------------------------------------- the store of runs
 
 
-def _state(model):
+def state(model):
     """All that training changes, in a fixed order: weights, averages, random states, the optimizer's variables."""
     return [*model.variables, *model.optimizer.variables]
 
@@ -512,13 +440,17 @@ class Runs:
 
     def __init__(self, folder, train):
         """folder: path; train: the function (run, data, runs) that trains a run by `fit`."""
-        self.folder, self.train, self.line = pathlib.Path(folder).expanduser(), train, None
+        self.folder, self.train, self.heading = pathlib.Path(folder).expanduser(), train, ""
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, run):
         """The file of a run: its name changes with the run's fields and the definitions that they and train use."""
         name = re.sub(r"[^\w-]+", "_", f"{run.method}-{name_of(run.transform)}")
         return self.folder / f"{name}-{fingerprint(run, self.train)}.npz"
+
+    def id(self, run):
+        """The part of the file's name that changes: 12 hexadecimal digits."""
+        return self.path(run).stem[-12:]
 
     def __contains__(self, run):
         return self.path(run).exists()
@@ -544,10 +476,10 @@ class Runs:
             return None
 
     def write(self, run, about, model):
-        content = io.BytesIO()
-        arrays = {f"{place:04}": np.asarray(value) for place, value in enumerate(_state(model))}
+        """Replace the file of a run."""
+        content, temporary = io.BytesIO(), self.path(run).with_suffix(".writing")
+        arrays = {f"{place:04}": np.asarray(value) for place, value in enumerate(state(model))}
         np.savez(content, about=json.dumps(about), **arrays)
-        temporary = self.path(run).with_suffix(".writing")
         try:
             with open(temporary, "wb") as file:
                 file.write(content.getbuffer())
@@ -560,21 +492,16 @@ class Runs:
     def fit(self, run, model, batches, validation, test):
         """Train what of a run is not yet trained, and test it once: dict as of `about`.
 
-        Args:
-            run: with `epochs` and `steps_per_epoch`.
-            model: compiled; it ends with the state of the trained run.
-            batches: function of `first`, the number of the first batch, to an endless `PyDataset` from there on.
-            validation, test: data sets for `evaluate`; the latter is used after the last epoch alone.
-
-        Raises:
-            FloatingPointError: a loss or metric is not finite; the epochs before are kept.
-            OSError: the disk is full or cannot be written; what was written before is intact.
+        model: compiled; it ends with the state of the trained run. batches: function of `first`, a batch's number, to
+        an endless `PyDataset` from there on. validation, test: for `evaluate`, the latter after the last epoch alone.
+        Raises FloatingPointError where a loss or metric is not finite, and OSError where the disk is full or cannot be
+        written; what was written before is intact.
         """
         with _locked(self.path(run).with_suffix(".lock")):
             model.optimizer.build(model.trainable_variables)
-            about, state = self._read(run) or ({"history": [], "test": None, "ended": None}, None)
-            if state is not None:
-                _restore(model, state, self.path(run))
+            about, values = self._read(run) or ({"history": [], "test": None, "ended": None}, None)
+            if values is not None:
+                _restore(model, values, self.path(run))
             done = len(about["history"])
             keeper = _Keeper(self, run, about)
             if done < run.epochs and not about["ended"]:
@@ -596,48 +523,41 @@ class Runs:
                 about["made"] = environment() | {"precision": run.precision}
                 self.write(run, about, model)
             verb = about["ended"] or ("kept" if done == run.epochs else "trained")
-            keeper.line.say(f"{verb}; accuracy {about['test']['accuracy']:.1%} on the test images", last=True)
+            keeper.say(f"{verb}; accuracy {about['test']['accuracy']:.1%} on the test images")
         return about
 
     def table(self, plan):
         """The finished ones of some runs, a row each: DataFrame with the columns of results/runs.csv."""
         rows = []
-        for run in plan:
-            about = self.about(run)
-            if about and about["test"]:
-                fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
-                fields |= {"transform": name_of(run.transform), "training": fields.pop("model").__name__}
-                fields["start"] = run.start and self.path(run.start).stem.split("-")[-1]
-                updates, seconds = (
-                    len(about["history"]) * run.steps_per_epoch,
-                    sum(e["seconds"] for e in about["history"]),
-                )
-                rows.append(
-                    {"id": self.path(run).stem.split("-")[-1], **fields, **about["test"]}
-                    | {"updates": updates, "seconds": seconds, "ended": about["ended"], **about["made"]}
-                )
+        for run, about in self._known(plan):
+            plain = {name: value for name, value in vars(run).items() if isinstance(value, (str, int, float))}
+            names = {"training": run.model.__name__, "transform": name_of(run.transform), "steps": run.steps}
+            start = {"id": self.id(run), "start": run.start and self.id(run.start), "ended": about["ended"]}
+            epochs = about["history"]
+            sums = {"updates": len(epochs) * run.steps_per_epoch, "seconds": sum(row["seconds"] for row in epochs)}
+            rows += [start | plain | names | about["test"] | sums | about["made"]] if about["test"] else []
         return pd.DataFrame(rows)
 
     def curves(self, plan):
         """Every epoch of some runs so far, a row each: DataFrame with the columns of results/curves.csv."""
-        frames = [
-            pd.DataFrame(about["history"]).assign(
-                id=self.path(run).stem.split("-")[-1], method=run.method, transform=name_of(run.transform)
-            )
-            for run in plan
-            if (about := self.about(run))
-        ]
-        return pd.concat(frames) if frames else pd.DataFrame()
+        frames = [pd.DataFrame()]
+        for run, about in self._known(plan):
+            names = {"id": self.id(run), "method": run.method, "transform": name_of(run.transform)}
+            frames.append(pd.DataFrame(about["history"]).assign(**names))
+        return pd.concat(frames)
+
+    def _known(self, plan):
+        return [(run, about) for run in plan if (about := self.about(run))]
 
     def train_each(self, plan, data):
         """Train runs one after the other; one that fails says why, and the others go on."""
         for number, run in enumerate(plan, start=1):
-            self.line = _Line(f"run {number} of {len(plan)}, {title(run)}")
+            self.heading = f"run {number} of {len(plan)}, "
             try:
                 self.train(run, data, self)
             except FloatingPointError as error:
-                self.line.say(f"failed: {error}", last=True)
-        self.line = None
+                print(f"{self.heading}{title(run)} failed: {error}")
+        self.heading = ""
 
 
 def _locked(path):
@@ -651,7 +571,7 @@ def _locked(path):
 
 
 def _restore(model, values, path):
-    variables = _state(model)
+    variables = state(model)
     if [tuple(variable.shape) for variable in variables] != [value.shape for value in values]:
         raise ValueError(f"{path} holds another network than the code builds now: rename or remove it.")
     for variable, value in zip(variables, values, strict=True):
@@ -660,24 +580,10 @@ def _restore(model, values, path):
 
 def _finite(metrics, when):
     """Metrics as floats; raises FloatingPointError where one is NaN or infinite."""
-    metrics = {name: float(value) for name, value in metrics.items()}
-    if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
-        raise FloatingPointError(f"{bad[0]} is {metrics[bad[0]]} in {when}; what was trained before is kept.")
-    return metrics
-
-
-class _Line:
-    """A line of output that is replaced until the last one stays; outside of a notebook only that one is printed."""
-
-    def __init__(self, heading):
-        self.heading = heading
-        self.handle = display({"text/plain": heading}, raw=True, display_id=True) if get_ipython() else None
-
-    def say(self, text, last=False):
-        if self.handle:
-            self.handle.update({"text/plain": f"{self.heading}: {text}"}, raw=True)
-        elif last:
-            print(f"{self.heading}: {text}", flush=True)
+    for name, value in metrics.items():
+        if not np.isfinite(value):
+            raise FloatingPointError(f"{name} is {value} in {when}; what was trained before is kept.")
+    return {name: float(value) for name, value in metrics.items()}
 
 
 class _Keeper(keras.callbacks.Callback):
@@ -685,13 +591,19 @@ class _Keeper(keras.callbacks.Callback):
 
     def __init__(self, runs, run, about):
         super().__init__()
-        self.runs, self.run, self.about = runs, run, about
-        self.line = runs.line or _Line(title(run))
-        self.now = self.said = time.monotonic()
-        self.seconds = self.steps = 0.0
+        self.runs, self.run, self.about, self.seconds = runs, run, about, 0.0
+        steps, done = run.steps_per_epoch * run.epochs, run.steps_per_epoch * len(about["history"])
+        self.now, how = time.monotonic(), {"file": sys.stdout, "disable": not get_ipython(), "leave": False}
+        form = "{desc}: {percentage:.0f} %, {remaining} left{postfix}"
+        self.bar = tqdm.tqdm(total=steps, initial=done, desc=runs.heading + title(run), bar_format=form, **how)
+
+    def say(self, text):
+        """Replace the line that says how far it is by a last one."""
+        self.bar.close()
+        print(f"{self.bar.desc}: {text}", flush=True)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self.epoch_began = epoch + 1, self.seconds
+        self.began = self.seconds
 
     def on_test_batch_end(self, batch, logs=None):
         gap, self.now = time.monotonic() - self.now, time.monotonic()
@@ -699,18 +611,14 @@ class _Keeper(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.on_test_batch_end(batch)
-        self.steps += 1
-        if self.now - self.said > 0.5:
-            left = (self.run.epochs - self.epoch + 1) * self.run.steps_per_epoch - batch - 1
-            losses = ", ".join(f"{name} {float(logs[name]):.3f}" for name in ("loss", "accuracy", "agreement"))
-            minutes = self.seconds / self.steps * left / 60
-            self.line.say(f"epoch {self.epoch} of {self.run.epochs}, {losses}, {minutes:.1f} minutes left")
-            self.said = self.now
+        numbers = {name: f"{float(logs[name]):.3f}" for name in ("loss", "accuracy", "agreement")}
+        self.bar.set_postfix(numbers, refresh=False)
+        self.bar.update()
 
     def on_epoch_end(self, epoch, logs=None):
-        row = {"epoch": self.epoch, "seconds": self.seconds - self.epoch_began}
         history = self.about["history"]
-        history.append(_finite(row | logs, f"epoch {self.epoch}"))
+        row = {"epoch": epoch + 1, "seconds": self.seconds - self.began}
+        history.append(_finite(row | logs, f"epoch {epoch + 1}"))
         last = history[-10:]
         if len(last) == 10 and all(one["val_largest_class"] > 0.999 for one in last):
             self.about["ended"] = f"collapsed: one class for all validation images in epochs {last[0]['epoch']:.0f} on"
@@ -719,23 +627,17 @@ class _Keeper(keras.callbacks.Callback):
 
 
 def try_transform(transform, images):
-    """Try a transform on a few images, float32 (n, height, width, channels), 0 ... 1; returns the copies.
-
-    Raises:
-        ValueError: it fails or gives something else; says what it gave and what it should.
-    """
-    wanted = f"draw(random, shape) an array with a row an image, and the call float32 {images.shape}"
+    """Raise ValueError, which says what is wrong, unless a transform makes copies of images, float32 (n, h, w, c)."""
+    wanted = f"draw(random, shape) must give arrays with a row an image, and the call float32 {images.shape}"
     try:
         drawn = transform.draw(np.random.default_rng(0), images.shape)
-        rows = np.shape(drawn)[:1]
-        copies = ops.convert_to_numpy(transform(ops.convert_to_tensor(images), ops.convert_to_tensor(drawn)))
+        copies = np.asarray(transform(ops.array(images), keras.tree.map_structure(ops.array, drawn)))
     except Exception as error:
-        raise ValueError(f"The transform {transform!r} fails ({error}); {wanted} must work.") from error
-    if rows != (len(images),) or copies.shape != images.shape or copies.dtype != np.float32:
-        raise ValueError(
-            f"The transform {transform!r} drew {rows} rows and gave {copies.dtype} {copies.shape}, not {wanted}."
-        )
-    return copies
+        raise ValueError(f"The transform {transform!r} fails ({error}); {wanted}.") from error
+    rows = {np.shape(part)[:1] for part in keras.tree.flatten(drawn)}
+    if rows != {(len(images),)} or copies.shape != images.shape or copies.dtype != np.float32:
+        given = f"drew {rows} rows and gave {copies.dtype} {copies.shape}"
+        raise ValueError(f"The transform {transform!r} {given}; {wanted}.")
 
 
 # -------------------------------------------------------------------------------------------- records, tables, figures
@@ -746,40 +648,13 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 def read_results(table="runs", folder=RESULTS):
     """A table of records: "runs", a row a run, or "curves", a row an epoch; empty where there is none."""
     path = pathlib.Path(folder) / f"{table}.csv"
-    return (
-        pd.read_csv(path, dtype={"id": str}, keep_default_na=False, na_values=[""]) if path.exists() else pd.DataFrame()
-    )
-
-
-def publish(runs, run, folder=RESULTS, **which):
-    """Put a finished run into the records, in place of an older one of its name; `which` gives study and preset."""
-    for table, frame in (("runs", runs.table([run])), ("curves", runs.curves([run]))):
-        frame = frame.assign(**which) if table == "runs" else frame
-        old = read_results(table, folder)
-        if len(old):
-            frame = pd.concat([old[old["id"] != frame["id"].iloc[0]], frame])
-        temporary = pathlib.Path(folder) / f"{table}.writing"
-        frame.to_csv(temporary, index=False, float_format="%.6g")
-        os.replace(temporary, temporary.with_suffix(".csv"))
+    names = ["id", "study", "training", "transform", "method"]
+    return pd.read_csv(path, dtype={"id": str}) if path.exists() else pd.DataFrame(columns=names)
 
 
 plt.rcParams["figure.dpi"] = 80  # small files
 COLOURS = {"Supervised": "#000000", "SemiC": "#0072B2", "SemiCT": "#D55E00", "SemiCTE": "#009E73"}  # Okabe and Ito's
-METRICS = ["loss", "loss_supervised", "loss_consistency", "accuracy", "agreement"]
-_PRINTED = """noise Supervised - 2.26 - 0.639 -
-noise SemiC 1.72 1.69 0.03 0.611 0.934
-noise SemiCT 14.5 14.5 0.0 0.1 1.0
-noise SemiCTE 1.491 1.455 0.036 0.649 0.931
-shift Supervised - 2.11 - 0.683 -
-shift SemiC 0.84 0.76 0.08 0.748 0.887
-shift SemiCT 0.76 0.70 0.07 0.773 0.890
-shift SemiCTE 0.793 0.723 0.07 0.762 0.900
-rotation Supervised - 2.84 - 0.667 -
-rotation SemiC 1.53 1.44 0.09 0.756 0.932
-rotation SemiCT 14.5 14.5 0.0 0.1 1.0
-rotation SemiCTE 1.7 1.283 0.417 0.713 0.819"""
-# The report's Table 1. It prints 0.1 % twice where its loss of 14.5 shows the fraction 0.1.
-REPORT = pd.read_csv(io.StringIO(_PRINTED), sep=" ", names=["transform", "method", *METRICS], na_values=["-"])
+REPORT = read_results("report")  # Table 1. It prints 0.1 % twice where its loss of 14.5 shows the fraction 0.1.
 
 
 def table_1(sources, metrics=("accuracy", "agreement", "loss_supervised", "loss_consistency")):
@@ -788,52 +663,43 @@ def table_1(sources, metrics=("accuracy", "agreement", "loss_supervised", "loss_
     sources: dict of a name to rows with the columns transform, method and metrics, as `REPORT` or of `Runs.table`.
     """
     columns = {}
-    for metric in metrics:
+    cells = REPORT[["transform", "method"]].itertuples(index=False, name=None)
+    for metric, name, key in itertools.product(metrics, sources, cells):
         form = "{:.1%}" if metric in ("accuracy", "agreement") else "{:.2f}"
-        for name, rows in sources.items():
-            for _, row in REPORT.iterrows():
-                key = (row["transform"], row["method"])
-                found = rows[(rows["transform"] == key[0]) & (rows["method"] == key[1])] if len(rows) else rows
-                values = found[metric].dropna() if len(found) else []
-                spread = f" ± {form.format(np.std(values, ddof=1))} (n = {len(values)})" if len(values) > 1 else ""
-                text = form.format(np.mean(values)) + spread if len(values) else ("-" if len(found) else "not run")
-                columns.setdefault((metric.replace("_", " "), name), {})[key] = text
+        rows = sources[name]
+        found = rows[(rows["transform"] == key[0]) & (rows["method"] == key[1])]
+        values = found[metric].dropna() if len(found) else []
+        spread = f" ± {form.format(np.std(values, ddof=1))} (n = {len(values)})" if len(values) > 1 else ""
+        text = form.format(np.mean(values)) + spread if len(values) else ("-" if len(found) else "not run")
+        columns.setdefault((metric.replace("_", " "), name), {})[key] = text
     return pd.DataFrame(columns).rename_axis(["transform", "method"])
 
 
 def show_accuracy(sources, heading):
-    """Draw the accuracy of the four ways, a panel a transform: report beside ours."""
-    frame = pd.concat([rows.assign(source=name) for name, rows in sources.items() if len(rows)])
-    transforms = [name for name in ("noise", "shift", "rotation") if name in set(frame["transform"])]
-    figure, axes = plt.subplots(1, len(transforms), figsize=(3.2 * len(transforms), 3), sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], transforms, strict=True):
-        part = frame[frame["transform"] == name].assign(accuracy=lambda rows: 100 * rows["accuracy"])
-        how = {"order": list(COLOURS), "hue": "source", "errorbar": "sd", "palette": "gray", "ax": axis}
-        sns.barplot(part, x="method", y="accuracy", legend=axis is axes[0][0], **how)
-        axis.axhline(10, color="0.5", linewidth=0.8, linestyle=":")
-        axis.set(title=name, xlabel="", ylabel="test accuracy (%)", ylim=(0, 100))
-        for tick in axis.get_xticklabels():
-            tick.set(color=COLOURS[tick.get_text()], fontsize=8)
-    axes[0][0].legend(title="", fontsize=8)
-    figure.suptitle(heading)
-    figure.tight_layout()
+    """Draw the accuracy of the four ways, a panel a transform, for each source of `table_1`; error bars: over seeds."""
+    known = {name: rows for name, rows in sources.items() if len(rows)}
+    frame = pd.concat([rows.assign(source=name, accuracy=100 * rows["accuracy"]) for name, rows in known.items()])
+    panels = [name for name in ("noise", "shift", "rotation") if name in set(frame["transform"])]
+    how = {"hue": "method", "palette": COLOURS, "hue_order": list(COLOURS), "errorbar": "sd", "height": 2.8}
+    grid = sns.catplot(frame, kind="bar", x="source", y="accuracy", col="transform", col_order=panels, **how)
+    grid.set(xlabel="", ylabel="test accuracy (%)", ylim=(0, 100)).set_titles("{col_name}").refline(y=10, linestyle=":")
+    grid.figure.suptitle(heading, y=1.04)
 
 
 def show_curves(curves, heading):
     """Draw both losses and the accuracy over the epochs, training dashed and validation solid, as in Figure 6."""
-    if not len(curves):
-        return print("No epoch has been trained.")
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.8))
-    for axis, metric in zip(axes, ("loss_supervised", "loss_consistency", "accuracy"), strict=True):
-        for number, (name, part) in enumerate(curves.groupby("transform", sort=False)):
-            colour = sns.color_palette("colorblind")[number]
-            how = {"color": colour, "marker": "." if len(part) == 1 else ""}
-            axis.plot(part["epoch"], part[metric], linestyle="--", linewidth=1, label=f"{name}, training", **how)
-            axis.plot(part["epoch"], part[f"val_{metric}"], label=f"{name}, validation", **how)
-        unit = "" if metric == "accuracy" else " (nats)"
-        axis.set(xlabel="epoch", ylabel=metric.replace("_", " ") + unit)
-    axes[0].legend(fontsize=8)
-    figure.suptitle(heading)
+    labels = ("supervised loss (nats)", "consistency loss (nats)", "accuracy")
+    for axis, metric, label in zip(axes, ("loss_supervised", "loss_consistency", "accuracy"), labels, strict=True):
+        for prefix, line in (("val_", "-"), ("", "--")) if len(curves) else ():
+            how = {
+                "linestyle": line,
+                "marker": "." if curves["epoch"].max() == 1 else "",
+                "legend": prefix and axis is axes[0],
+            }
+            sns.lineplot(curves, x="epoch", y=prefix + metric, hue="transform", palette="colorblind", ax=axis, **how)
+        axis.set(xlabel="epoch", ylabel=label)
+    figure.suptitle(f"{heading}: training dashed, validation solid")
     figure.tight_layout()
 
 

@@ -15,7 +15,7 @@ def method():
 @pytest.fixture(scope="session")
 def data():
     """A small generated set: 1,600 training images, 300 for the test."""
-    return helpers.generate_shapes(train=1600, test=300)
+    return helpers.generate_rings(train=1600, test=300)
 
 
 @pytest.fixture

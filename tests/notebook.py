@@ -40,9 +40,8 @@ def execute(target, **environment):
     """Run every cell in order and write the executed notebook to `target`, also after an error."""
     book = nbformat.read(NOTEBOOK, as_version=4)
     os.environ.update(environment)
-    client = nbclient.NotebookClient(
-        book, timeout=None, resources={"metadata": {"path": str(ROOT)}}, record_timing=False
-    )
+    how = {"timeout": None, "record_timing": False, "coalesce_streams": True}  # one output for a line that is replaced
+    client = nbclient.NotebookClient(book, resources={"metadata": {"path": str(ROOT)}}, **how)
     try:
         client.execute()
     finally:

@@ -53,6 +53,6 @@ def test_a_file_that_is_not_there_or_damaged(tmp_path):
         helpers.load_data(path)
 
 
-def test_generated_shapes_have_all_classes():
-    data = helpers.generate_shapes(train=500, test=50)
+def test_generated_rings_have_all_classes():
+    data = helpers.generate_rings(train=500, test=50)
     assert data.train_images.shape == (500, 32, 32, 3) and set(data.train_labels) == set(range(10)) and data.note
