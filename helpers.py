@@ -147,7 +147,7 @@ def load_data(path=None, generate=False):
     """
     path = path or os.environ.get("CIFAR10_NPZ")
     if path:
-        return _checked(path, **_arrays(path, "CIFAR10_NPZ"))
+        return _checked(path, **read_arrays(path, "CIFAR10_NPZ"))
     print("Keras loads CIFAR-10. The first time it downloads 170 MB from a slow host, which takes minutes.")
     try:
         train, test = keras.datasets.cifar10.load_data()
@@ -160,7 +160,7 @@ def load_data(path=None, generate=False):
     return _checked("Keras's CIFAR-10", x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
 
 
-def _arrays(path, variable):
+def read_arrays(path, variable):
     """The arrays of an .npz."""
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
@@ -190,14 +190,15 @@ def _checked(path, **arrays):
     known = set(labels.tolist())
     if known != set(range(len(known))) or not known >= set(tests.tolist()):
         raise ValueError(f"Labels in {path} are {sorted(known | set(tests.tolist()))}; they must be 0 ... classes - 1.")
-    digest = _digest(images, labels.astype(np.uint8))
-    original = digest == CIFAR10_SHA256
+    content = digest(images, labels.astype(np.uint8))
+    original = content == CIFAR10_SHA256
     classes = CLASSES if original else map(str, arrays.get("classes", range(len(known))))
-    name = "cifar10" if original else f"{pathlib.Path(path).stem}-{digest[:8]}"
+    name = "cifar10" if original else f"{pathlib.Path(path).stem}-{content[:8]}"
     return Data(name, tuple(classes), images, labels, arrays["x_test"], tests)
 
 
-def _digest(*arrays):
+def digest(*arrays):
+    """SHA-256 of the contents of arrays."""
     return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
 
 
@@ -233,7 +234,7 @@ def inside(points, height, width):
 
 def _compiled(function):
     """The function compiled as a whole, which TensorFlow does not do by itself: four to ten times faster."""
-    return tf.function(function, jit_compile=True, reduce_retracing=True) if BACKEND == "tensorflow" else function
+    return tf.function(function, jit_compile=True) if BACKEND == "tensorflow" else function
 
 
 @_compiled
@@ -593,14 +594,15 @@ class _Keeper(keras.callbacks.Callback):
         super().__init__()
         self.runs, self.run, self.about, self.seconds = runs, run, about, 0.0
         steps, done = run.steps_per_epoch * run.epochs, run.steps_per_epoch * len(about["history"])
-        self.now, how = time.monotonic(), {"file": sys.stdout, "disable": not get_ipython(), "leave": False}
+        self.now, self.heading = time.monotonic(), runs.heading + title(run)
+        how = {"desc": self.heading, "file": sys.stdout, "disable": not get_ipython(), "leave": False}
         form = "{desc}: {percentage:.0f} %, {remaining} left{postfix}"
-        self.bar = tqdm.tqdm(total=steps, initial=done, desc=runs.heading + title(run), bar_format=form, **how)
+        self.bar = tqdm.tqdm(total=steps, initial=done, bar_format=form, **how)
 
     def say(self, text):
         """Replace the line that says how far it is by a last one."""
         self.bar.close()
-        print(f"{self.bar.desc}: {text}", flush=True)
+        print(f"{self.heading}: {text}", flush=True)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.began = self.seconds

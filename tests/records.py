@@ -17,6 +17,7 @@ import sys
 import time
 
 import notebook
+import pandas as pd
 
 import helpers
 
@@ -42,24 +43,78 @@ def table1(method, preset="standard"):
     return plan + [("table1", ways["noise"][way]) for way in ("SemiC", "SemiCT", "SemiCTE")]
 
 
-LISTS = {"table1": table1}
+def controls(method):
+    """Seeds 1 and 2 of what decides whether unlabelled images pay: list of (study, Run)."""
+    wanted = [(study, run) for study, run in table1(method) if run.transform.name != "noise" and study != "start"]
+    wanted = [(study, run) for study, run in wanted if run.method in ("Supervised", "SemiC")]
+    return [(study, dataclasses.replace(run, seed=seed)) for seed in (1, 2) for study, run in wanted]
+
+
+def paper(method):
+    """Supervised at the report's own width: list of (study, Run)."""
+    return [(study, run) for study, run in table1(method, "paper") if study == "table1" and run.method == "Supervised"]
+
+
+def released(method):
+    """Table 1 as the released code trains it: list of (study, Run)."""
+    plan = [(study, method.as_released(run)) for study, run in table1(method) if study != "control"]
+    plan = [("released" if study == "table1" else "released start", run) for study, run in plan]
+    order = ["Supervised", "SemiCT", "SemiC", "SemiCTE"]
+    return sorted(plan, key=lambda one: order.index(one[1].method))
+
+
+def collapse(method):
+    """What the collapse needs (rotation), and who collapses (noise and shift), at width 64: list of (study, Run)."""
+    sizes = {"width": 64, "labelled": 4000, "unlabelled": 45000}
+    sizes |= {"epochs_supervised": 120, "epochs_early": 25, "epochs": 1, "epochs_tuned": 20}
+    plan = []
+    for seed in range(3):
+        settings = method.REPORTED | sizes | {"seed": seed, "precision": "float32"}
+        ways = list(method.collapse_ways("rotation", settings).values())
+        ways += [method.collapse_ways(name, settings)["as released"] for name in ("noise", "shift")]
+        starts = dict.fromkeys(run.start for run in ways)
+        plan += [("collapse start", run) for run in starts] + [("collapse", run) for run in ways]
+    return plan
+
+
+def segmentation(method):
+    """Five ways, 1, 2, 4 and 8 labelled slices, three seeds: list of (study, Run)."""
+    sizes = [(seed, slices) for seed in range(3) for slices in (1, 2, 4, 8)]
+    return [("segmentation", run) for seed, n in sizes for run in method.segmentation_ways(n, seed=seed).values()]
+
+
+LISTS = {one.__name__: one for one in (table1, controls, paper, released, collapse, segmentation)}
 
 
 def train_one(method, plan, number):
     """Train a run of a list in this process and publish it."""
     study, run = plan[number]
     runs = helpers.Runs(FOLDER, method.train)
-    method.train(run, helpers.load_data(), runs)
-    helpers.publish(runs, run, study=study, preset="standard")
+    data = method.load_slices() if run.dataset == "isbi2012" else helpers.load_data()
+    assert data.name == run.dataset, f"{run.dataset} is not there"
+    method.train(run, data, runs)
+    widths = {sizes["width"]: preset for preset, sizes in method.PRESETS.items()}
+    publish(runs, run, study=study, preset=widths.get(run.width, ""))
+
+
+def publish(runs, run, folder=helpers.RESULTS, **which):
+    """Put a finished run into the records, in place of an older one of its name; `which` gives study and preset."""
+    for table, frame in (("runs", runs.table([run]).assign(**which)), ("curves", runs.curves([run]))):
+        old = helpers.read_results(table, folder)
+        frame = pd.concat([old[old["id"] != frame["id"].iloc[0]], frame]) if len(old) else frame
+        temporary = pathlib.Path(folder) / f"{table}.writing"
+        frame.to_csv(temporary, index=False, float_format="%.6g")
+        os.replace(temporary, temporary.with_suffix(".csv"))
 
 
 def missing(plan, found):
     """Numbers of the runs that the records do not have, in whichever number type they were trained: list of int."""
-    fields = ["method", "transform", "width", "epochs", "steps", "seed"]
+    fields = ["training", "method", "transform", "width", "labelled", "epochs", "steps", "seed"]
     known = set(found.fillna({"steps": 0})[fields].itertuples(index=False, name=None)) if len(found) else set()
 
     def key(run):
-        return run.method, run.transform.name, run.width, run.epochs, run.steps or 0, run.seed
+        kind = run.model.__name__, run.method, run.transform.name
+        return *kind, run.width, run.labelled, run.epochs, run.steps or 0, run.seed
 
     return [number for number, (_, run) in enumerate(plan) if key(run) not in known]
 

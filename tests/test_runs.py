@@ -239,7 +239,7 @@ def test_records_are_written_and_read_back(method, settings, data, tmp_path):
     run = method.four_ways(method.Shift(), settings)["Supervised"]
     _, about = method.train(run, data, runs)
     for _ in range(2):  # a run that is published again takes its own place
-        helpers.publish(runs, run, tmp_path, study="table1", preset="smoke")
+        records.publish(runs, run, tmp_path, study="table1", preset="smoke")
     rows, curves = (helpers.read_results(table, tmp_path) for table in ("runs", "curves"))
     assert len(rows) == 1 and len(curves) == run.epochs
     row = rows.iloc[0]
@@ -262,7 +262,7 @@ def test_a_list_goes_on_with_what_is_missing(method, settings, data, tmp_path):
     control = dataclasses.replace(supervised, steps=5)
     plan = [("table1", supervised), ("control", control), ("table1", semict)]
     method.train(supervised, data, runs)
-    helpers.publish(runs, supervised, tmp_path, study="table1", preset="smoke")
+    records.publish(runs, supervised, tmp_path, study="table1", preset="smoke")
     found = helpers.read_results(folder=tmp_path)
     assert records.missing(plan, found[:0]) == [0, 1, 2] and records.missing(plan, found) == [1, 2]
     records.carry(plan, runs, found, tmp_path / "carried")
