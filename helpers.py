@@ -1,12 +1,11 @@
-"""The plumbing of reproduction.ipynb: what its method rests on and no reader has to read first.
+"""The plumbing of reproduction.ipynb, in its order; the method itself stands there, in the cells tagged `method`.
 
-In the notebook's order: environment and precision, data, the warp, layers and metrics, the names of runs, their store,
-tables, figures, controls. The method itself stands in the notebook, in the cells tagged `method`. "The report" is the
-student report named in README.md. Images are (n, height, width, channels) throughout.
+"The report" is the student report named in README.md. Images are (n, height, width, channels) throughout.
 """
 
 import ast
 import dataclasses
+import dis
 import hashlib
 import importlib.util
 import inspect
@@ -79,7 +78,8 @@ def environment():
     device = f"{names[0]}, {os.environ.get('TF_NUM_INTRAOP_THREADS') or os.cpu_count()} threads"
     if ACCELERATORS:
         details = {} if BACKEND == "jax" else tf.config.experimental.get_device_details(ACCELERATORS[0])
-        device = details.get("device_name") or f"{len(ACCELERATORS)} x {ACCELERATORS[0].device_kind}"
+        kind = details.get("device_name") or getattr(ACCELERATORS[0], "device_kind", "GPU")
+        device = f"{len(ACCELERATORS)} x {kind}"
     git = f"git -C {pathlib.Path(__file__).parent} rev-parse --short=9 HEAD".split()
     backend = tf if BACKEND == "tensorflow" else jax
     return {
@@ -91,10 +91,7 @@ def environment():
 
 
 def fastest_precision(width):
-    """The number type in which this device multiplies fastest: name of a Keras policy.
-
-    Weights, statistics and losses are float32 in all of them. On processors, widths under 16 gain nothing by 16 bits.
-    """
+    """The number type in which this device multiplies fastest: name of a Keras policy; all but products is float32."""
     if not ACCELERATORS:
         bits = re.search(r"\b(amx_bf16|avx512_bf16)\b", _processor()) and BACKEND == "tensorflow" and width >= 16
         return "mixed_bfloat16" if bits else "float32"
@@ -131,19 +128,15 @@ class Data:
     test_images: np.ndarray
     test_labels: np.ndarray
     note: str = ""  # what a title has to say where the images are generated ones
+    validation: int = 1000  # so many of the training images, the last, are for validation
 
 
 def load_data(path=None, generate=False):
-    """Load CIFAR-10, or images of one's own.
+    """Load CIFAR-10, or images of one's own: `Data`.
 
-    Args:
-        path: an .npz with images x_train, x_test and labels y_train, y_test as in `Data`, labels also (n, 1), and
-            optionally `classes`, their names. Default: the file that CIFAR10_NPZ names, else Keras's download.
-        generate: go on with generated rings where the download fails.
-
-    Raises:
-        FileNotFoundError, ValueError: the file is not there, or holds something else.
-        OSError: the download failed.
+    path: an .npz with images x_train, x_test and labels y_train, y_test as in `Data`, labels also (n, 1), and perhaps
+    `classes`, their names; by default what CIFAR10_NPZ names, else Keras's download. generate: go on with generated
+    rings where that fails. Raises FileNotFoundError, ValueError (it holds something else), OSError (no download).
     """
     path = path or os.environ.get("CIFAR10_NPZ")
     if path:
@@ -210,9 +203,8 @@ def generate_rings(train=25000, test=2000, seed=0):
     waves = np.sin(np.hypot(rows, columns) * (0.4 + 0.16 * labels.astype("float32"))[:, None, None])[..., None]
     colours = random.uniform(20, 100, (count, 1, 1, 3)).astype("float32")
     images = 128 + colours * waves + 20 * random.standard_normal((count, 32, 32, 3), dtype="float32")
-    images = images.clip(0, 255).astype(np.uint8)
-    halves = images[:train], labels[:train], images[train:], labels[train:]
-    return Data("rings", CLASSES, *halves, note=" (generated rings, not CIFAR-10)")
+    images, note = images.clip(0, 255).astype(np.uint8), " (generated rings, not CIFAR-10)"
+    return Data("rings", CLASSES, images[:train], labels[:train], images[train:], labels[train:], note)
 
 
 # ------------------------------------------------------------------------------------------------------------ the warp
@@ -301,10 +293,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 class LeakyReLU(keras.layers.LeakyReLU):
-    """Keras's leaky ReLU; on TensorFlow with a gradient from its output, whose sign is that of its input.
-
-    So the input need not be kept: a step at width 32 in bfloat16 takes three quarters of the time on a processor core.
-    """
+    """Keras's leaky ReLU; on TensorFlow with a gradient from its output, so that its input need not be kept."""
 
     def call(self, inputs):
         if BACKEND != "tensorflow":
@@ -329,11 +318,8 @@ def _leaky_relu_gradient(gradient, outputs, slope):
 def fingerprint(*things):
     """Digest of values and of the definitions that they rest on: 12 hexadecimal digits.
 
-    Own functions and classes count by their syntax, so a comment changes nothing, and are followed to what they use;
-    of an installed library the name is taken. An object is its class and its attributes.
-
-    Raises:
-        ValueError: something cannot be told apart from others of its kind.
+    Own functions and classes count by their syntax, not by comments, and are followed to what they use; a library's
+    count by name, an object by its class and attributes. Raises ValueError where something cannot be told from others.
     """
     content = io.BytesIO()
     try:
@@ -404,11 +390,13 @@ def _function_parts(thing):
     codes = [code]
     for one in codes:
         codes += filter(inspect.iscode, one.co_consts)
-    names = sorted({name for one in codes for name in one.co_names})
+    steps = [step for one in codes for step in dis.get_instructions(one)]
+    names = sorted({step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")})
+    attributes = sorted({name for one in codes for name in one.co_names})
     cells = {name: cell.cell_contents for name, cell in zip(code.co_freevars, thing.__closure__ or (), strict=True)}
     found = [thing.__globals__[name] for name in names if name in thing.__globals__]
     modules = [value for value in found if inspect.ismodule(value) and _is_own(value)]
-    found += [vars(module)[name] for module in modules for name in names if name in vars(module)]
+    found += [vars(module)[name] for module in modules for name in attributes if name in vars(module)]
     # Of this module its functions and classes: what its constants say is the same for all runs.
     used = [value for value in found if callable(value) or not (own or value is None or inspect.ismodule(value))]
     return [source, thing.__defaults__, thing.__kwdefaults__, used, {k: v for k, v in cells.items() if v is not thing}]
@@ -433,10 +421,9 @@ def title(run):
 
 
 class Runs:
-    """Runs in a folder, a file each: settings, curves, and the state to go on from, replaced after every epoch.
+    """Runs in a folder, a file each: curves, and the state to go on from, replaced as a whole after every epoch.
 
-    The file is a zip of arrays (`numpy.savez`) under a temporary name until it is whole, so a kill loses at most the
-    epoch under way, and each part has a checksum, which is tested when it is read.
+    The file is a zip of arrays (`numpy.savez`), each with a checksum that is tested when it is read.
     """
 
     def __init__(self, folder, train):
@@ -477,7 +464,6 @@ class Runs:
             return None
 
     def write(self, run, about, model):
-        """Replace the file of a run."""
         content, temporary = io.BytesIO(), self.path(run).with_suffix(".writing")
         arrays = {f"{place:04}": np.asarray(value) for place, value in enumerate(state(model))}
         np.savez(content, about=json.dumps(about), **arrays)
@@ -530,7 +516,7 @@ class Runs:
     def table(self, plan):
         """The finished ones of some runs, a row each: DataFrame with the columns of results/runs.csv."""
         rows = []
-        for run, about in self._known(plan):
+        for run, about in [(run, about) for run in plan if (about := self.about(run))]:
             plain = {name: value for name, value in vars(run).items() if isinstance(value, (str, int, float))}
             names = {"training": run.model.__name__, "transform": name_of(run.transform), "steps": run.steps}
             start = {"id": self.id(run), "start": run.start and self.id(run.start), "ended": about["ended"]}
@@ -542,13 +528,10 @@ class Runs:
     def curves(self, plan):
         """Every epoch of some runs so far, a row each: DataFrame with the columns of results/curves.csv."""
         frames = [pd.DataFrame()]
-        for run, about in self._known(plan):
+        for run, about in [(run, about) for run in plan if (about := self.about(run))]:
             names = {"id": self.id(run), "method": run.method, "transform": name_of(run.transform)}
             frames.append(pd.DataFrame(about["history"]).assign(**names))
         return pd.concat(frames)
-
-    def _known(self, plan):
-        return [(run, about) for run in plan if (about := self.about(run))]
 
     def train_each(self, plan, data):
         """Train runs one after the other; one that fails says why, and the others go on."""
@@ -600,7 +583,6 @@ class _Keeper(keras.callbacks.Callback):
         self.bar = tqdm.tqdm(total=steps, initial=done, bar_format=form, **how)
 
     def say(self, text):
-        """Replace the line that says how far it is by a last one."""
         self.bar.close()
         print(f"{self.heading}: {text}", flush=True)
 
@@ -638,8 +620,9 @@ def try_transform(transform, images):
         raise ValueError(f"The transform {transform!r} fails ({error}); {wanted}.") from error
     rows = {np.shape(part)[:1] for part in keras.tree.flatten(drawn)}
     if rows != {(len(images),)} or copies.shape != images.shape or copies.dtype != np.float32:
-        given = f"drew {rows} rows and gave {copies.dtype} {copies.shape}"
-        raise ValueError(f"The transform {transform!r} {given}; {wanted}.")
+        raise ValueError(
+            f"The transform {transform!r} drew {rows} rows and gave {copies.dtype} {copies.shape}; {wanted}."
+        )
 
 
 # -------------------------------------------------------------------------------------------- records, tables, figures

@@ -213,6 +213,12 @@ def test_a_comment_changes_no_name_and_code_does(tmp_path, monkeypatch):
     assert plain == fingerprint("two", 'FACTOR = 2\n\n\ndef dim(x):\n    """Dim."""\n    return x * FACTOR  # here\n')
     assert plain != fingerprint("three", "FACTOR = 3\ndef dim(x):\n    return x * FACTOR\n")
     assert plain != fingerprint("four", "FACTOR = 2\ndef dim(x):\n    return x + FACTOR\n")
+    # A global that only happens to be called like an attribute is not used.
+    same = [
+        fingerprint(name, f"shape = {name == 'fifth'}\ndef dim(x):\n    return x.shape\n")
+        for name in ("fifth", "sixth")
+    ]
+    assert same[0] == same[1]
 
 
 @pytest.mark.parametrize(
