@@ -1,7 +1,11 @@
 # make run        execute the notebook into a copy with outputs (PRESET=standard for another preset than `quick`)
 # make test       lint, unit tests, and the notebook at the preset `smoke`
 # make notebook   execute reproduction.ipynb in place at `quick`, for a commit
-# make records    train the runs of a list and publish them in results/ (LIST=table1)
+# make records    train the runs of a list and publish them in results/ (LIST=table1, controls, paper, released,
+#                 collapse, collapse_wide, segmentation)
+# make bench      measure speed, into runs/benchmark.json
+# make colab      run the notebook with Colab's Python and package versions, alone in a folder
+# make browser    run it in JupyterLab in a headless Chromium, and use its controls
 #
 # PYTHON=python3.13 takes another Python, in an environment of its own.
 
@@ -13,17 +17,17 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 export REPRODUCTION_PRESET ?= $(PRESET)
 
-# CIFAR-10 lies beside the project on the machines where it is developed; elsewhere Keras downloads it.
-SHARED := $(abspath $(wildcard ../shared/cifar10.npz))
-ifneq ($(SHARED),)
-export CIFAR10_NPZ ?= $(SHARED)
+# The images lie beside the project on the machines where it is developed; elsewhere Keras downloads them.
+ifneq ($(wildcard ../shared/cifar10.npz),)
+export CIFAR10_NPZ ?= $(abspath ../shared/cifar10.npz)
+export ISBI2012_NPZ ?= $(abspath ../shared/isbi2012_em.npz)
 endif
 
 # Keep memory between the steps: 1.5 times as fast where a fault of a page is slow, as on some virtual machines.
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 17179869184
 
-.PHONY: run test notebook records lint clean
+.PHONY: run test notebook records bench colab browser lint clean
 
 run: $(VENV)/ready
 	$(BIN)/python tests/notebook.py --output reproduction-$(PRESET).ipynb
@@ -35,6 +39,18 @@ test: $(VENV)/ready lint
 
 notebook: $(VENV)/ready
 	$(BIN)/python tests/notebook.py
+
+bench: $(VENV)/ready
+	$(BIN)/python tests/records.py --pause
+	trap '$(BIN)/python tests/records.py --resume' EXIT; $(BIN)/python tests/benchmark.py
+
+colab: $(VENV)/ready
+	$(BIN)/python tests/colab.py
+	$(BIN)/python tests/colab.py --jax
+
+browser: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet selenium
+	$(BIN)/python tests/browser.py
 
 records: $(VENV)/ready
 	$(BIN)/python tests/records.py $(LIST)

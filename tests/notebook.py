@@ -57,7 +57,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=pathlib.Path)
     target = parser.parse_args().output or NOTEBOOK
-    pictures = {"REPRODUCTION_PICTURES": "generated"} if target == NOTEBOOK else {}
+    pictures = {"REPRODUCTION_PICTURES": "public"} if target == NOTEBOOK else {}
     execute(target, **pictures)
     print(f"The executed notebook is {target}. Open it with: .venv/bin/jupyter lab {target}")
 

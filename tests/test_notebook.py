@@ -1,5 +1,6 @@
 """The notebook as a whole, the same tests on JAX, and README's own snippet."""
 
+import json
 import os
 import pathlib
 import re
@@ -30,13 +31,34 @@ def test_the_notebook_runs_from_top_to_bottom_at_smoke(tmp_path):
         "reproduction.ipynb",
         REPRODUCTION_PRESET="smoke",
         REPRODUCTION_RUNS=str(tmp_path / "runs of mine, für später"),
-        REPRODUCTION_PICTURES="generated",
+        REPRODUCTION_PICTURES="public",
     )
 
 
 def test_the_method_on_jax():
-    resumed = "test_method or (broken_off and float32)"
-    pytest_passes("tests/test_method.py", "tests/test_runs.py", "-k", resumed, KERAS_BACKEND="jax")
+    wanted = "test_method or (broken_off and float32) or bent_view or equivariant or restores"
+    files = (f"tests/test_{name}.py" for name in ("method", "runs", "parts"))
+    pytest_passes(*files, "-k", wanted, KERAS_BACKEND="jax")
+
+
+EPOCH = """
+import notebook, helpers, json, tempfile, dataclasses
+method, data = notebook.load_method(), helpers.generate_rings(train=1600, test=300)
+settings = method.PRESETS["smoke"] | method.REPORTED | {"precision": "float32", "labelled": 200}
+run = method.four_ways(method.Shift(), settings)["SemiC"]
+print(json.dumps(method.train(run, data, helpers.Runs(tempfile.mkdtemp(), method.train))[1]["history"][0]))
+"""
+
+
+def test_two_devices_give_the_numbers_of_one():
+    histories = []
+    for count in (1, 2):
+        own = {"KERAS_BACKEND": "jax", "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        how = {"cwd": notebook.ROOT / "tests", "env": os.environ | own, "capture_output": True, "text": True}
+        done = subprocess.run([sys.executable, "-c", EPOCH], **how)
+        assert done.returncode == 0, done.stderr[-3000:]
+        histories.append(json.loads(done.stdout.splitlines()[-1]) | {"seconds": 0})
+    assert histories[0] == pytest.approx(histories[1], rel=1e-5, abs=1e-5)
 
 
 def test_sizes():

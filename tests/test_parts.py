@@ -89,8 +89,8 @@ def test_half_labelled(method, data):
     assert (plain[0][1] == labels[:128]).all()
 
 
-def test_the_ways_of_the_collapse_differ_in_one_thing(method, settings):
-    ways = method.collapse_ways("rotation", settings)
+def test_the_ways_of_the_collapse_differ_in_one_thing(method):
+    ways = method.collapse_ways("rotation")
     released = ways.pop("as released")
     assert (released.model, released.start.model) == (method.ReleasedModel, method.ReleasedModel)
     for way, run in ways.items():
