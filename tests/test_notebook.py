@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -80,6 +81,20 @@ def test_the_committed_notebook_was_executed_in_order_without_errors():
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+
+
+@pytest.mark.parametrize("case", ["below", "another helpers", "alone"])
+def test_the_first_cell_finds_what_is_ours(tmp_path, case):
+    first = nbformat.read(notebook.NOTEBOOK, as_version=4).cells[2].source
+    where = tmp_path / "a folder of mine" / "reproduction"
+    where.mkdir(parents=True)
+    if case != "alone":
+        shutil.copy(notebook.ROOT / "helpers.py", tmp_path)
+    if case != "below":
+        (where / "helpers.py").write_text("mine = 1\n")
+    code = f"{first}\nimport helpers\nprint(helpers.CLASSES)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=where, capture_output=True, text=True)
+    assert ("airplane" in done.stdout) if case != "alone" else ("set REPOSITORY" in done.stderr), done.stderr
 
 
 def test_method_cells_import_nothing_of_tensorflow():
