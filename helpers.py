@@ -633,7 +633,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 def read_results(table="runs", folder=RESULTS):
     """A table of records: "runs", a row a run, or "curves", a row an epoch; empty where there is none."""
     path = pathlib.Path(folder) / f"{table}.csv"
-    names = ["id", "study", "training", "transform", "method"]
+    names = ["id", "study", "training", "transform", "method", "seed"]
     return pd.read_csv(path, dtype={"id": str}) if path.exists() else pd.DataFrame(columns=names)
 
 
