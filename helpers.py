@@ -441,7 +441,7 @@ class Runs:
         return self.path(run).stem[-12:]
 
     def __contains__(self, run):
-        return self.path(run).exists()
+        return self._read(run) is not None  # a damaged file is none
 
     def about(self, run):
         """What the file says of the run without its state: dict with `history`, `test`, `made`, or None."""
@@ -633,7 +633,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 def read_results(table="runs", folder=RESULTS):
     """A table of records: "runs", a row a run, or "curves", a row an epoch; empty where there is none."""
     path = pathlib.Path(folder) / f"{table}.csv"
-    names = ["id", "study", "training", "transform", "method", "seed"]
+    names = ["id", "study", "preset", "training", "transform", "method", "width", "seed"]
     return pd.read_csv(path, dtype={"id": str}) if path.exists() else pd.DataFrame(columns=names)
 
 
@@ -642,13 +642,14 @@ COLOURS = {"Supervised": "#000000", "SemiC": "#0072B2", "SemiCT": "#D55E00", "Se
 REPORT = read_results("report")  # Table 1. It prints 0.1 % twice where its loss of 14.5 shows the fraction 0.1.
 
 
-def table_1(sources, metrics=("accuracy", "agreement", "loss_supervised", "loss_consistency")):
+def table_1(sources, metrics=("accuracy", "agreement", "cross_entropy", "loss_consistency")):
     """Table 1 with a column a metric and source: DataFrame of text, mean ± standard deviation where n > 1.
 
     sources: dict of a name to rows with the columns transform, method and metrics, as `REPORT` or of `Runs.table`.
     """
     columns = {}
-    cells = REPORT[["transform", "method"]].itertuples(index=False, name=None)
+    rows = pd.concat([rows[["transform", "method"]] for rows in sources.values() if len(rows)]).drop_duplicates()
+    cells = rows.itertuples(index=False, name=None)
     for metric, name, key in itertools.product(metrics, sources, cells):
         form = "{:.1%}" if metric in ("accuracy", "agreement") else "{:.2f}"
         rows = sources[name]

@@ -1,6 +1,7 @@
 """Reads and runs reproduction.ipynb; `make run`, `make notebook`, the records and the tests go through here."""
 
 import argparse
+import dataclasses
 import hashlib
 import importlib.util
 import os
@@ -34,6 +35,13 @@ def load_method(path=NOTEBOOK):
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def small_data():
+    """Generated images for tests: 800 for training, of which 200 for validation, and 100 for the test."""
+    import helpers
+
+    return dataclasses.replace(helpers.generate_rings(train=800, test=100), validation=200)
 
 
 def execute(target, **environment):

@@ -63,20 +63,20 @@ def released(method):
     return sorted(plan, key=lambda one: order.index(one[1].method))
 
 
-def collapse(method, **sizes):
+def collapse(method, study="collapse", **sizes):
     """What the collapse needs (rotation), and who collapses (noise and shift): list of (study, Run)."""
     plan = []
     for seed in range(3):
         ways = list(method.collapse_ways("rotation", seed, **sizes).values())
         ways += [method.collapse_ways(name, seed, **sizes)["as released"] for name in ("noise", "shift")]
         starts = dict.fromkeys(run.start for run in ways)
-        plan += [("collapse start", run) for run in starts] + [("collapse", run) for run in ways]
+        plan += [(f"{study} start", run) for run in starts] + [(study, run) for run in ways]
     return plan
 
 
 def collapse_wide(method):
     """The same at width 64, from all 4,000 labels known by heart: list of (study, Run)."""
-    return collapse(method, width=64, labelled=4000, epochs_start=64, epochs=20, batch_size=128)
+    return collapse(method, "collapse wide", width=64, labelled=4000, epochs_start=64, epochs=20, batch_size=128)
 
 
 def segmentation(method):
