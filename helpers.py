@@ -18,6 +18,7 @@ import pathlib
 import pickle
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -54,13 +55,16 @@ try:
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
+        tf.config.experimental.enable_tensor_float_32_execution(False)  # 10 bits are too few for points
         ACCELERATORS = tf.config.list_physical_devices("GPU")
     else:
         import jax
 
         ACCELERATORS = [device for device in jax.devices() if device.platform != "cpu"]
-        if len(jax.devices()) > 1:
-            keras.distribution.set_distribution(keras.distribution.DataParallel())
+        jax.config.update("jax_default_matmul_precision", "float32")
+        if (count := len(jax.devices())) > 1:  # as many as divide all batches
+            devices = keras.distribution.list_devices()[: 4 if count >= 4 else 2]
+            keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
 finally:
     os.dup2(_kept, 2)
     os.close(_kept)
@@ -80,13 +84,13 @@ def environment():
         details = {} if BACKEND == "jax" else tf.config.experimental.get_device_details(ACCELERATORS[0])
         kind = details.get("device_name") or getattr(ACCELERATORS[0], "device_kind", "GPU")
         device = f"{len(ACCELERATORS)} x {kind}"
-    git = f"git -C {pathlib.Path(__file__).parent} rev-parse --short=9 HEAD".split()
+    git = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "--short=9", "HEAD"]
     backend = tf if BACKEND == "tensorflow" else jax
     return {
         "device": device,
         "backend": f"{BACKEND} {backend.__version__}, keras {keras.__version__}, python {platform.python_version()}",
         "date": time.strftime("%Y-%m-%d"),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
     }
 
 
@@ -183,10 +187,9 @@ def _checked(path, **arrays):
     known = set(labels.tolist())
     if known != set(range(len(known))) or not known >= set(tests.tolist()):
         raise ValueError(f"Labels in {path} are {sorted(known | set(tests.tolist()))}; they must be 0 ... classes - 1.")
-    content = digest(images, labels.astype(np.uint8))
-    original = content == CIFAR10_SHA256
+    original = digest(images, labels.astype(np.uint8)) == CIFAR10_SHA256
     classes = CLASSES if original else map(str, arrays.get("classes", range(len(known))))
-    name = "cifar10" if original else f"{pathlib.Path(path).stem}-{content[:8]}"
+    name = "cifar10" if original else f"{pathlib.Path(path).stem}-{digest(images, labels, arrays['x_test'], tests)[:8]}"
     return Data(name, tuple(classes), images, labels, arrays["x_test"], tests)
 
 
@@ -211,10 +214,7 @@ def generate_rings(train=25000, test=2000, seed=0):
 
 
 def affine_points(maps, height, width):
-    """Points that maps send the pixels of a picture to: float32 (n, height, width, 2), (row, column) in pixels.
-
-    maps: float32 (n, 2, 3), from (row, column, 1) of a pixel of the result to (row, column) in the image.
-    """
+    """Points (row, column) that maps, float32 (n, 2, 3), send a picture's pixels to: float32 (n, height, width, 2)."""
     pixels = np.stack([*np.indices((height, width)), np.ones((height, width))], axis=-1).astype("float32")
     return ops.einsum("hwk,nik->nhwi", pixels, ops.cast(maps, "float32"))
 
@@ -316,10 +316,9 @@ def _leaky_relu_gradient(gradient, outputs, slope):
 
 
 def fingerprint(*things):
-    """Digest of values and of the definitions that they rest on: 12 hexadecimal digits.
+    """Digest of values and of the definitions that they rest on, followed to what they use: 12 hexadecimal digits.
 
-    Own functions and classes count by their syntax, not by comments, and are followed to what they use; a library's
-    count by name, an object by its class and attributes. Raises ValueError where something cannot be told from others.
+    Own definitions count by their syntax, a library's by name. Raises ValueError where things cannot be told apart.
     """
     content = io.BytesIO()
     try:
@@ -335,21 +334,23 @@ class _Namer(pickle.Pickler):
     def __init__(self, file):
         super().__init__(file, protocol=4)
         self.fast = True  # equal values give equal bytes, be they one object or two
-        self.met = set()
+        self.met = {}  # numbers of definitions, by identity
 
     def reducer_override(self, thing):
-        if isinstance(thing, keras.layers.Layer) and not _is_own(type(thing)):
-            return list, ([type(thing).__qualname__, thing.get_config(), thing.get_weights()],)
+        if isinstance(thing, keras.layers.Layer):
+            config = {name: value for name, value in thing.get_config().items() if name != "name"}
+            return list, ([type(thing), config, thing.get_weights()],)
         if isinstance(thing, (property, staticmethod, classmethod)):
             thing = getattr(thing, "fget", None) or thing.__func__
-        thing = inspect.unwrap(thing) if callable(thing) else thing
+        while hasattr(thing, "__wrapped__") and not (isinstance(thing, types.FunctionType) and _is_own(thing)):
+            thing = thing.__wrapped__  # what a library's decorator made
         if not isinstance(thing, (type, types.FunctionType)) or thing in (str, list):
             return NotImplemented
         if not _is_own(thing):
             return str, (f"{thing.__module__}.{thing.__qualname__}",)
-        parts = [thing.__qualname__]
+        parts = [thing.__qualname__, self.met.get(id(thing), len(self.met))]
         if id(thing) not in self.met:
-            self.met.add(id(thing))
+            self.met[id(thing)] = len(self.met)
             parts += _class_parts(thing) if isinstance(thing, type) else _function_parts(thing)
         return list, (parts,)
 
@@ -358,15 +359,19 @@ def _is_own(thing):
     """Whether a module, class or function is the reader's or this project's, not an installed library's."""
     module = thing if inspect.ismodule(thing) else sys.modules.get(thing.__module__)
     file = getattr(module, "__file__", None) or sysconfig.__file__
-    installed = "-packages" in file or file.startswith(sysconfig.get_path("stdlib"))
-    return module is sys.modules["__main__"] or not installed
+    if isinstance(thing, types.FunctionType) and os.path.exists(thing.__code__.co_filename):
+        file = thing.__code__.co_filename
+    elif module is sys.modules["__main__"]:
+        return True
+    return not ("-packages" in file or file.startswith(sysconfig.get_path("stdlib")))
 
 
 def _class_parts(thing):
     """Bases, and attributes but for those that Python or a decorator made."""
     parts = {}
     for name, value in vars(thing).items():
-        made = getattr(getattr(value, "__code__", None), "co_filename", "") == "<string>"
+        code = getattr(inspect.unwrap(value) if callable(value) else value, "__code__", None)
+        made = getattr(code, "co_filename", "") == "<string>" or getattr(value, "__module__", "") == "dataclasses"
         if not made and (callable(value) or not name.startswith(("__", "_abc_"))):
             parts[name] = value
     return [thing.__bases__, parts]
@@ -379,17 +384,17 @@ def _function_parts(thing):
     """Syntax, defaults, and the values of the names that are used."""
     code, own = thing.__code__, thing.__code__.co_filename == __file__
     lines = _OWN_LINES if own else linecache.getlines(code.co_filename)
+    codes = [code]
+    for one in codes:
+        codes += filter(inspect.iscode, one.co_consts)
     if code.co_name == "<lambda>" or not lines:  # there may be two in a line
-        source = [code.co_code, [value for value in code.co_consts if not inspect.iscode(value)]]
+        source = [[c.co_code, c.co_names, [v for v in c.co_consts if not inspect.iscode(v)]] for c in codes]
     else:
         tree = ast.parse(textwrap.dedent("".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))))
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
         source = ast.unparse(tree)
-    codes = [code]
-    for one in codes:
-        codes += filter(inspect.iscode, one.co_consts)
     steps = [step for one in codes for step in dis.get_instructions(one)]
     names = sorted({step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")})
     attributes = sorted({name for one in codes for name in one.co_names})
@@ -455,7 +460,7 @@ class Runs:
                 return about, [file[f"{place:04}"] for place in range(len(file.files) - 1)] if state else None
         except FileNotFoundError:
             return None
-        except OSError:  # a disk that does not answer is no damage
+        except (OSError, MemoryError):  # a disk that does not answer is no damage
             raise
         except Exception as error:  # whatever zip, NumPy and JSON make of altered bytes
             aside = path.with_suffix(f".damaged-{time.time_ns()}")
@@ -479,16 +484,19 @@ class Runs:
     def fit(self, run, model, batches, validation, test):
         """Train what of a run is not yet trained, and test it once: dict as of `about`.
 
-        model: compiled; it ends with the state of the trained run. batches: function of `first`, a batch's number, to
-        an endless `PyDataset` from there on. validation, test: for `evaluate`, the latter after the last epoch alone.
-        Raises FloatingPointError where a loss or metric is not finite, and OSError where the disk is full or cannot be
-        written; what was written before is intact.
+        model: compiled; it ends in the state of the trained run. batches: function of `first`, a batch's number, to an
+        endless `PyDataset` from there. validation, test: for `evaluate`, the latter after the last epoch alone. Raises
+        FloatingPointError where a metric is not finite, OSError where the disk is full; what was written is intact.
         """
         with _locked(self.path(run).with_suffix(".lock")):
-            model.optimizer.build(model.trainable_variables)
+            if not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
             about, values = self._read(run) or ({"history": [], "test": None, "ended": None}, None)
-            if values is not None:
-                _restore(model, values, self.path(run))
+            variables = state(model)
+            if values and [tuple(variable.shape) for variable in variables] != [value.shape for value in values]:
+                raise ValueError(f"{self.path(run)} holds another network than the code builds now: rename it.")
+            for variable, value in zip(variables, values or (), strict=False):
+                variable.assign(value)
             done = len(about["history"])
             keeper = _Keeper(self, run, about)
             if done < run.epochs and not about["ended"]:
@@ -523,7 +531,7 @@ class Runs:
             epochs = about["history"]
             sums = {"updates": len(epochs) * run.steps_per_epoch, "seconds": sum(row["seconds"] for row in epochs)}
             rows += [start | plain | names | about["test"] | sums | about["made"]] if about["test"] else []
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows) if rows else read_results("none")
 
     def curves(self, plan):
         """Every epoch of some runs so far, a row each: DataFrame with the columns of results/curves.csv."""
@@ -540,7 +548,7 @@ class Runs:
             try:
                 self.train(run, data, self)
             except FloatingPointError as error:
-                print(f"{self.heading}{title(run)} failed: {error}")
+                print(f"\n{self.heading}{title(run)} failed: {error}")
         self.heading = ""
 
 
@@ -552,14 +560,6 @@ def _locked(path):
     except filelock.Timeout:
         print(f"Another kernel trains {path.stem}: waiting for it.", flush=True)
         return lock.acquire()
-
-
-def _restore(model, values, path):
-    variables = state(model)
-    if [tuple(variable.shape) for variable in variables] != [value.shape for value in values]:
-        raise ValueError(f"{path} holds another network than the code builds now: rename or remove it.")
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
 
 
 def _finite(metrics, when):
@@ -694,7 +694,7 @@ def show_pairs(images, copies, heading):
     figure, axes = plt.subplots(2, len(images), figsize=(0.9 * len(images), 2.2), squeeze=False)
     for row, pictures in zip(axes, (images, copies), strict=True):
         for axis, picture in zip(row, np.asarray(pictures), strict=True):
-            axis.imshow(np.clip(picture, 0, 1).squeeze(), cmap="gray")
+            axis.imshow(np.clip(picture, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
             axis.axis("off")
     figure.suptitle(heading, fontsize=10)
     figure.tight_layout(pad=0.3)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 
+import filelock
 import notebook
 import pandas as pd
 
@@ -103,12 +104,13 @@ def train_one(method, plan, number):
 
 def publish(runs, run, folder=helpers.RESULTS, **which):
     """Put a finished run into the records, in place of an older one of its name; `which` gives study and preset."""
-    for table, frame in (("runs", runs.table([run]).assign(**which)), ("curves", runs.curves([run]))):
-        old = helpers.read_results(table, folder)
-        frame = pd.concat([old[old["id"] != frame["id"].iloc[0]], frame]) if len(old) else frame
-        temporary = pathlib.Path(folder) / f"{table}.writing"
-        frame.to_csv(temporary, index=False, float_format="%.6g")
-        os.replace(temporary, temporary.with_suffix(".csv"))
+    with filelock.FileLock(pathlib.Path(folder) / "records.lock"):
+        for table, frame in (("curves", runs.curves([run])), ("runs", runs.table([run]).assign(**which))):
+            old = helpers.read_results(table, folder)
+            frame = pd.concat([old[old["id"] != frame["id"].iloc[0]], frame]) if len(old) else frame
+            temporary = pathlib.Path(folder) / f"{table}.writing"
+            frame.to_csv(temporary, index=False, float_format="%.6g")
+            os.replace(temporary, temporary.with_suffix(".csv"))
 
 
 def missing(plan, found):
@@ -125,13 +127,16 @@ def missing(plan, found):
 
 def carry(plan, runs, found, target=UNFINISHED):
     """Leave in `target` the files of runs that are not finished, and of those that such ones are to start from."""
-    shutil.rmtree(target, ignore_errors=True)
     to_do = [plan[number][1] for number in missing(plan, found)]
     needed = {runs.path(run) for run in to_do} | {runs.path(run.start) for run in to_do if run.start}
-    for path in sorted(needed):
-        if path.exists():
-            target.mkdir(exist_ok=True)
+    target.mkdir(exist_ok=True)
+    for path in {runs.path(run) for _, run in plan} | needed:
+        if path in needed and path.exists():
             shutil.copy2(path, target)
+        elif path not in needed:
+            (target / path.name).unlink(missing_ok=True)
+    if not any(target.iterdir()):
+        target.rmdir()
 
 
 def train_all(method, name, plan):

@@ -88,7 +88,7 @@ def test_a_damaged_file_is_named_set_aside_and_trained_again(method, settings, d
     path = runs.path(run)
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
-    content[middle] ^= 255
+    content[middle : middle + 400] = bytes(byte ^ 255 for byte in content[middle : middle + 400])
     damaged = {"cut": content[:middle], "emptied": b"", "altered": content, "another version": b"{}"}[damage]
     path.write_bytes(bytes(damaged))
     capsys.readouterr()
@@ -198,6 +198,7 @@ def test_what_is_in_a_name(method, settings, tmp_path):
     others = [name(), name(transform=Dim(0.0)), name(seed=1), name(weight=2.0), name(transform=Dim(np.ones(3)))]
     others += [name(transform=Dim(functools.partial(np.clip, a_min=0))), name(transform=Dim(Dim(1.0).draw))]
     others += [name(transform=Dim(keras.layers.RandomFlip())), name(transform=Dim(keras.layers.RandomFlip("vertical")))]
+    others += [name(transform=Dim(lambda x: np.sin(x))), name(transform=Dim(lambda x: np.cos(x)))]
     assert len(set(others)) == len(others)
     with pytest.raises(ValueError, match="cannot tell"):
         name(transform=Dim(threading.Lock()))
