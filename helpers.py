@@ -55,6 +55,7 @@ try:
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
+        tf.get_logger().setLevel("ERROR")  # it warns of each new size of pictures
         tf.config.experimental.enable_tensor_float_32_execution(False)  # 10 bits are too few for points
         ACCELERATORS = tf.config.list_physical_devices("GPU")
     else:
@@ -442,7 +443,6 @@ class Runs:
         return self.folder / f"{name}-{fingerprint(run, self.train)}.npz"
 
     def id(self, run):
-        """The part of the file's name that changes: 12 hexadecimal digits."""
         return self.path(run).stem[-12:]
 
     def __contains__(self, run):
@@ -691,7 +691,7 @@ def show_curves(curves, heading):
 
 def show_pairs(images, copies, heading):
     """Draw images in a row and their copies below them: float (n, height, width, channels), 0 ... 1."""
-    figure, axes = plt.subplots(2, len(images), figsize=(0.9 * len(images), 2.2), squeeze=False)
+    figure, axes = plt.subplots(2, len(images), figsize=(0.75 * len(images), 1.9), squeeze=False)
     for row, pictures in zip(axes, (images, copies), strict=True):
         for axis, picture in zip(row, np.asarray(pictures), strict=True):
             axis.imshow(np.clip(picture, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
