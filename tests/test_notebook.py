@@ -45,7 +45,7 @@ def test_the_method_on_jax():
 EPOCH = """
 import notebook, helpers, json, tempfile
 method, data = notebook.load_method(), notebook.small_data()
-settings = method.PRESETS["smoke"] | method.REPORTED | {"precision": "float32", "labelled": 200}
+settings = method.PRESETS["smoke"] | method.REPORTED | {"precision": "float32", "labelled": 100, "unlabelled": 156}
 run = method.four_ways(method.Shift(), settings)["SemiC"]
 print(json.dumps(method.train(run, data, helpers.Runs(tempfile.mkdtemp(), method.train))[1]["history"][0]))
 """
