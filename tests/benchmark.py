@@ -12,7 +12,6 @@ import pathlib
 import resource
 import time
 
-import elasticdeform
 import keras
 import notebook
 import numpy as np
@@ -153,7 +152,6 @@ def main():
     times = median_ms(warps, 3 * rounds)
     found["warp_ms"], found["warp_speedup"] = times, times["theirs"] / times["ours"]
     found["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found["elasticdeform"] = elasticdeform.__version__ if hasattr(elasticdeform, "__version__") else ""
     target = pathlib.Path(notebook.ROOT / "runs" / "benchmark.json")
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(found, indent=1))
