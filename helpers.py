@@ -531,7 +531,7 @@ class Runs:
             epochs = about["history"]
             sums = {"updates": len(epochs) * run.steps_per_epoch, "seconds": sum(row["seconds"] for row in epochs)}
             rows += [start | plain | names | about["test"] | sums | about["made"]] if about["test"] else []
-        return pd.DataFrame(rows) if rows else read_results("none")
+        return pd.DataFrame(rows, columns=None if rows else KEYS)
 
     def curves(self, plan):
         """Every epoch of some runs so far, a row each: DataFrame with the columns of results/curves.csv."""
@@ -628,13 +628,13 @@ def try_transform(transform, images):
 # -------------------------------------------------------------------------------------------- records, tables, figures
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+KEYS = ["id", "study", "preset", "training", "transform", "method", "width", "seed"]  # what rows are chosen by
 
 
 def read_results(table="runs", folder=RESULTS):
     """A table of records: "runs", a row a run, or "curves", a row an epoch; empty where there is none."""
     path = pathlib.Path(folder) / f"{table}.csv"
-    names = ["id", "study", "preset", "training", "transform", "method", "width", "seed"]
-    return pd.read_csv(path, dtype={"id": str}) if path.exists() else pd.DataFrame(columns=names)
+    return pd.read_csv(path, dtype={"id": str}) if path.exists() else pd.DataFrame(columns=KEYS)
 
 
 plt.rcParams["figure.dpi"] = 80  # small files
