@@ -23,10 +23,6 @@ export CIFAR10_NPZ ?= $(abspath ../shared/cifar10.npz)
 export ISBI2012_NPZ ?= $(abspath ../shared/isbi2012_em.npz)
 endif
 
-# Keep memory between the steps: 1.5 times as fast where a fault of a page is slow, as on some virtual machines.
-export MALLOC_MMAP_MAX_ := 0
-export MALLOC_TRIM_THRESHOLD_ := 17179869184
-
 .PHONY: run test notebook records bench colab browser lint clean
 
 run: $(VENV)/ready

@@ -4,6 +4,8 @@ import notebook
 import numpy as np
 import pytest
 
+import helpers  # noqa: F401  # before the tests import Keras, as in the notebook: it chooses how TensorFlow computes
+
 
 @pytest.fixture(scope="session")
 def method():

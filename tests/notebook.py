@@ -38,10 +38,10 @@ def load_method(path=NOTEBOOK):
 
 
 def small_data():
-    """Generated images for tests: 800 for training, of which 200 for validation, and 100 for the test."""
+    """Generated images for tests, named as runs have it: 800 for training, 200 of them for validation, 100 for test."""
     import helpers
 
-    return dataclasses.replace(helpers.generate_rings(train=800, test=100), validation=200)
+    return dataclasses.replace(helpers.generate_rings(train=800, test=100), name="cifar10", validation=200)
 
 
 def execute(target, **environment):

@@ -69,6 +69,11 @@ def test_a_finished_run_is_kept(method, semic, data, tmp_path, monkeypatch):
     assert method.train(semic, data, runs)[1] == about
 
 
+def test_a_run_of_other_images_is_refused(method, semic, data, tmp_path):
+    with pytest.raises(ValueError, match="run is of 'other'"):
+        method.train(dataclasses.replace(semic, dataset="other"), data, helpers.Runs(tmp_path, method.train))
+
+
 def test_semict_starts_from_the_weights_alone(method, settings, data, tmp_path):
     runs = helpers.Runs(tmp_path, method.train)
     run = dataclasses.replace(method.four_ways(method.Noise(), settings)["SemiCT"], learning_rate=1e-12, epochs=1)
