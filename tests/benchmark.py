@@ -12,12 +12,15 @@ import pathlib
 import resource
 import time
 
-import keras
 import notebook
+
+# isort: split
+import helpers  # before TensorFlow: it chooses how that computes
+
+# isort: split
+import keras
 import numpy as np
 import tensorflow as tf
-
-import helpers
 
 WIDTH, WIDE = 32, 96
 
