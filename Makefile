@@ -4,6 +4,7 @@
 # make records    train the runs of a list and publish them in results/ (LIST=table1, controls, quick, paper,
 #                 released, collapse, collapse_wide, segmentation)
 # make bench      measure speed, into runs/benchmark.json
+# make faults     kill trainings at random moments (KILLS=20), and compare what they end with
 # make colab      run the notebook with Colab's Python and package versions, alone in a folder
 # make browser    run it in JupyterLab in a headless Chromium, and use its controls
 #
@@ -12,6 +13,7 @@
 PYTHON ?= python3
 PRESET ?= quick
 LIST ?= table1
+KILLS ?= 20
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 SHELL := /bin/bash
@@ -23,7 +25,7 @@ export CIFAR10_NPZ ?= $(abspath ../shared/cifar10.npz)
 export ISBI2012_NPZ ?= $(abspath ../shared/isbi2012_em.npz)
 endif
 
-.PHONY: run test notebook records bench colab browser lint clean
+.PHONY: run test notebook records bench faults colab browser lint clean
 
 run: $(VENV)/ready
 	$(BIN)/python tests/notebook.py --output reproduction-$(PRESET).ipynb
@@ -39,6 +41,9 @@ notebook: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python tests/records.py --pause
 	trap '$(BIN)/python tests/records.py --resume' EXIT; $(BIN)/python tests/benchmark.py
+
+faults: $(VENV)/ready
+	KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/test_runs.py -k killed
 
 colab: $(VENV)/ready
 	$(BIN)/python tests/colab.py

@@ -85,7 +85,7 @@ def test_the_committed_notebook_was_executed_in_order_without_errors():
 
 @pytest.mark.parametrize("case", ["below", "another helpers", "alone"])
 def test_the_first_cell_finds_what_is_ours(tmp_path, case):
-    first = nbformat.read(notebook.NOTEBOOK, as_version=4).cells[2].source
+    first = nbformat.read(notebook.NOTEBOOK, as_version=4).cells[1].source
     where = tmp_path / "a folder of mine" / "reproduction"
     where.mkdir(parents=True)
     if case != "alone":
