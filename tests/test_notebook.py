@@ -11,6 +11,7 @@ import sys
 import nbformat
 import notebook
 import pytest
+import test_data
 
 import helpers
 
@@ -108,6 +109,26 @@ def test_keras_settings_that_would_change_numbers_stop_at_the_import(variable):
     command = [sys.executable, "-c", "import helpers"]
     done = subprocess.run(command, cwd=notebook.ROOT, env=os.environ | {name: value}, capture_output=True, text=True)
     assert done.returncode and "restart the kernel" in done.stderr and name in done.stderr
+
+
+OWN = """
+import notebook, helpers, dataclasses, sys
+method = notebook.load_method()
+data = dataclasses.replace(helpers.load_data(sys.argv[1] + "/mine.npz"), validation=20)
+settings = method.PRESETS["smoke"] | method.REPORTED | {"precision": "float32", "labelled": 30, "unlabelled": 10}
+run = method.four_ways(method.Rotation(), settings, data.name)["SemiC"]
+model, about = method.train(run, data, helpers.Runs(sys.argv[1], method.train))
+print(model.network.output_shape, model.network.weights[0].dtype, about["test"]["accuracy"])
+"""
+
+
+def test_images_of_ones_own_train_whatever_a_keras_json_says(tmp_path):
+    (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
+    test_data.saved(tmp_path)
+    command, own = [sys.executable, "-c", OWN, tmp_path], {"KERAS_HOME": str(tmp_path)}
+    how = {"cwd": notebook.ROOT / "tests", "env": os.environ | own, "capture_output": True, "text": True}
+    done = subprocess.run(command, **how)
+    assert "(None, 3) float32" in done.stdout, done.stderr[-3000:]
 
 
 def test_the_transform_in_readme(method, settings, data, tmp_path):
