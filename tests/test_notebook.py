@@ -10,6 +10,7 @@ import sys
 
 import nbformat
 import notebook
+import numpy as np
 import pytest
 import test_data
 
@@ -26,6 +27,9 @@ def pytest_passes(*arguments, **environment):
 
 
 def test_the_notebook_runs_from_top_to_bottom_at_smoke(tmp_path):
+    rings = helpers.generate_rings(train=2000, test=200)
+    images = {"x_train": rings.train_images, "x_test": rings.test_images}
+    np.savez(tmp_path / "rings.npz", y_train=rings.train_labels, y_test=rings.test_labels, **images)
     pytest_passes(
         "--nbval-lax",
         "--nbval-current-env",
@@ -34,6 +38,7 @@ def test_the_notebook_runs_from_top_to_bottom_at_smoke(tmp_path):
         REPRODUCTION_PRESET="smoke",
         REPRODUCTION_RUNS=str(tmp_path / "runs of mine, für später"),
         REPRODUCTION_PICTURES="public",
+        CIFAR10_NPZ=str(tmp_path / "rings.npz"),
     )
 
 
