@@ -52,7 +52,7 @@ EPOCH = """
 import notebook, helpers, json, tempfile
 method, data = notebook.load_method(), notebook.small_data()
 settings = method.PRESETS["smoke"] | method.REPORTED | {"precision": "float32", "labelled": 100, "unlabelled": 156}
-run = method.four_ways(method.Shift(), settings)["SemiC"]
+run = notebook.small_ways(method, method.Shift(), settings)["SemiC"]
 print(json.dumps(method.train(run, data, helpers.Runs(tempfile.mkdtemp(), method.train))[1]["history"][0]))
 """
 
@@ -142,5 +142,5 @@ def test_the_transform_in_readme(method, settings, data, tmp_path):
     file.write_text(snippet)
     names = dict(vars(method))
     exec(compile(snippet, str(file), "exec"), names)
-    run = method.four_ways(names["TRANSFORMS"].pop("mirror"), settings)["Supervised"]
+    run = notebook.small_ways(method, names["TRANSFORMS"].pop("mirror"), settings)["Supervised"]
     assert method.train(run, data, helpers.Runs(tmp_path, method.train))[1]["test"]["accuracy"] >= 0

@@ -4,6 +4,7 @@ import dataclasses
 
 import elasticdeform
 import keras
+import notebook
 import numpy as np
 import pytest
 from keras import ops
@@ -17,9 +18,9 @@ def trained(method, data, tmp_path):
 
     def start(kind, name="noise"):
         settings = method.PRESETS["smoke"] | method.REPORTED | {"precision": "float32"}
-        run = dataclasses.replace(method.as_released(method.four_ways(method.TRANSFORMS[name], settings)["SemiCT"]))
+        run = method.as_released(notebook.small_ways(method, method.TRANSFORMS[name], settings)["SemiCT"])
         step_one, _ = method.train(run.start, data, helpers.Runs(tmp_path, method.train))
-        model = kind(method.build_network(4), run.transform)
+        model = kind(run.network(4, 10, (32, 32, 3)), run.transform)
         model.compile(optimizer=keras.optimizers.Adam(1e-5), jit_compile=helpers.jit_compile())
         model.optimizer.build(model.trainable_variables)
         model.start_from(step_one)

@@ -12,6 +12,7 @@ import threading
 import time
 
 import keras
+import notebook
 import numpy as np
 import pytest
 import records
@@ -27,7 +28,7 @@ def numbers(about):
 @pytest.fixture
 def semic(method, settings):
     """A small semi-supervised run of three epochs."""
-    return method.four_ways(method.Shift(), settings)["SemiC"]
+    return notebook.small_ways(method, method.Shift(), settings)["SemiC"]
 
 
 class Break(Exception):
@@ -76,7 +77,9 @@ def test_a_run_of_other_images_is_refused(method, semic, data, tmp_path):
 
 def test_semict_starts_from_the_weights_alone(method, settings, data, tmp_path):
     runs = helpers.Runs(tmp_path, method.train)
-    run = dataclasses.replace(method.four_ways(method.Noise(), settings)["SemiCT"], learning_rate=1e-12, epochs=1)
+    run = dataclasses.replace(
+        notebook.small_ways(method, method.Noise(), settings)["SemiCT"], learning_rate=1e-12, epochs=1
+    )
     model, _ = method.train(run, data, runs)
     start, _ = method.train(run.start, data, runs)
     for one, other in zip(model.trainable_variables, start.trainable_variables, strict=True):
@@ -87,7 +90,7 @@ def test_semict_starts_from_the_weights_alone(method, settings, data, tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "emptied", "altered", "another version"])
 def test_a_damaged_file_is_named_set_aside_and_trained_again(method, settings, data, tmp_path, capsys, damage):
     runs = helpers.Runs(tmp_path, method.train)
-    ways = method.four_ways(method.Shift(), settings | {"epochs": 1, "epochs_supervised": 1})
+    ways = notebook.small_ways(method, method.Shift(), settings | {"epochs": 1, "epochs_supervised": 1})
     run = ways["SemiCT" if damage == "altered" else "SemiC"]  # the former must start from its trained weights again
     _, about = method.train(run, data, runs)
     path = runs.path(run)
@@ -119,7 +122,7 @@ def test_nan_stops_the_run_with_its_reason_and_the_others_go_on(method, settings
             return super().draw(random, shape) * (math.nan if shape[0] == 128 else 1)
 
     runs = helpers.Runs(tmp_path, method.train)
-    bad, good = (method.four_ways(kind, settings)["Supervised"] for kind in (Breaking(), method.Noise()))
+    bad, good = (notebook.small_ways(method, kind, settings)["Supervised"] for kind in (Breaking(), method.Noise()))
     runs.train_each([bad, good], data)
     said = capsys.readouterr().out
     assert "failed: " in said and "nan in epoch 1" in said and "trained" in said
@@ -132,7 +135,7 @@ def test_a_collapsed_run_stops_and_says_so(method, settings, data, tmp_path):
             log_p = super().call(inputs, training)
             return keras.ops.log_softmax(log_p * 0.0 + 9.0 * keras.ops.one_hot(4, 10))
 
-    run = method.four_ways(method.Noise(), settings)["Supervised"]
+    run = notebook.small_ways(method, method.Noise(), settings)["Supervised"]
     run = dataclasses.replace(run, model=Constant, epochs=12, steps=1)
     about = method.train(run, data, helpers.Runs(tmp_path, method.train))[1]
     assert len(about["history"]) == 10 and "collapsed" in about["ended"]
@@ -154,7 +157,7 @@ import notebook, helpers, sys
 method = notebook.load_method()
 data = notebook.small_data()
 settings = method.PRESETS["smoke"] | method.REPORTED | {{"precision": "float32", "epochs": 4, "epochs_supervised": 3}}
-ways = method.four_ways(method.Shift(), settings)
+ways = notebook.small_ways(method, method.Shift(), settings)
 runs = helpers.Runs({folder!r}, method.train)
 print("ready", flush=True)
 runs.train_each([ways["Supervised"], ways["SemiCT"]], data)
@@ -163,7 +166,7 @@ runs.train_each([ways["Supervised"], ways["SemiCT"]], data)
 
 def test_killed_at_random_moments_it_ends_with_the_same_numbers(method, settings, data, tmp_path):
     settings |= {"epochs": 4, "epochs_supervised": 3}
-    ways = method.four_ways(method.Shift(), settings)
+    ways = notebook.small_ways(method, method.Shift(), settings)
     plan = [ways["Supervised"], ways["SemiCT"]]
     undisturbed = helpers.Runs(tmp_path / "undisturbed", method.train)
     undisturbed.train_each(plan, data)
@@ -197,7 +200,9 @@ def test_what_is_in_a_name(method, settings, tmp_path):
             return images * self.factor
 
     def name(**changes):
-        return helpers.fingerprint(dataclasses.replace(method.four_ways(Dim(1.0), settings)["SemiC"], **changes))
+        return helpers.fingerprint(
+            dataclasses.replace(notebook.small_ways(method, Dim(1.0), settings)["SemiC"], **changes)
+        )
 
     assert name() == name(transform=Dim(1.0))
     others = [name(), name(transform=Dim(0.0)), name(seed=1), name(weight=2.0), name(transform=Dim(np.ones(3)))]
@@ -242,14 +247,14 @@ def test_a_transform_of_ones_own_is_tried_first(method, settings, data, tmp_path
         draw = staticmethod(lambda random, shape: np.zeros(shape[0], "float32"))
         __call__ = staticmethod(call)
 
-    run = method.four_ways(Own(), settings)["Supervised"]
+    run = notebook.small_ways(method, Own(), settings)["Supervised"]
     with pytest.raises(ValueError, match=r"The transform .*Own"):
         method.train(run, data, helpers.Runs(tmp_path, method.train))
 
 
 def test_records_are_written_and_read_back(method, settings, data, tmp_path):
     runs = helpers.Runs(tmp_path, method.train)
-    run = method.four_ways(method.Shift(), settings)["Supervised"]
+    run = notebook.small_ways(method, method.Shift(), settings)["Supervised"]
     _, about = method.train(run, data, runs)
     for _ in range(2):  # a run that is published again takes its own place
         records.publish(runs, run, tmp_path, study="table1", preset="smoke")
@@ -270,7 +275,7 @@ def test_records_are_written_and_read_back(method, settings, data, tmp_path):
 
 def test_a_list_goes_on_with_what_is_missing(method, settings, data, tmp_path):
     runs = helpers.Runs(tmp_path / "runs", method.train)
-    ways = method.four_ways(method.Shift(), settings | {"epochs_supervised": 1, "epochs": 1})
+    ways = notebook.small_ways(method, method.Shift(), settings | {"epochs_supervised": 1, "epochs": 1})
     supervised, semict = ways["Supervised"], ways["SemiCT"]
     control = dataclasses.replace(supervised, steps=5)
     plan = [("table1", supervised), ("control", control), ("table1", semict)]
