@@ -29,6 +29,7 @@ PORT, TOKEN = 8899, "reproduction"
 LAB = f"http://127.0.0.1:{PORT}"
 WHOLE_PAGE = ("@jupyterlab/notebook-extension", "tracker.jupyterlab-settings", '{"windowingMode": "none"}')
 PROMPTS = "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
+HIDDEN = ""  # prompt of a cell whose source is folded
 
 
 def wait(what, condition, seconds):
@@ -100,7 +101,8 @@ class Page:
         def done():
             wrong = [one.text for one in self.all('[data-mime-type="application/vnd.jupyter.error"]')]
             assert not wrong, wrong
-            return all(re.search(r"\d", prompt) for prompt in self.driver.execute_script(PROMPTS))
+            prompts = self.driver.execute_script(PROMPTS)
+            return all(re.search(r"\d", prompt) for prompt in prompts if prompt != HIDDEN)
 
         wait("the kernel", kernels, 120)
         self.menu("Run", "runmenu:run-all")
@@ -148,8 +150,8 @@ def use_try_it(page):
     page.shoot("try", panel)
     page.slide(panel, "epochs", Keys.END)
     press()
-    wait("it trains", lambda: "left" in panel.text, 120)
-    time.sleep(2)
+    wait("it starts", lambda: "left" in panel.text, 120)
+    wait("the first epoch is drawn", lambda: page.all("img", panel), 120)
     page.menu("Kernel", "kernelmenu:interrupt")
     seconds = wait("it stops", lambda: "Stopped." in panel.text, 30)[1]
     page.shoot("stopped", panel)
