@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 
@@ -64,6 +65,13 @@ def small_ways(method, transform, settings):
         return dataclasses.replace(run, network=small_network, start=run.start and small(run.start))
 
     return {way: small(run) for way, run in method.four_ways(transform, settings).items()}
+
+
+def pytest_passes(*arguments, **environment):
+    """Run pytest in a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
 def execute(target, **environment):

@@ -1,6 +1,5 @@
-"""The notebook as a whole, the same tests on JAX, and README's own snippet."""
+"""The notebook as a whole, its environment, and README's own snippet."""
 
-import json
 import os
 import pathlib
 import re
@@ -19,18 +18,11 @@ import helpers
 README = (notebook.ROOT / "README.md").read_text()
 
 
-def pytest_passes(*arguments, **environment):
-    """Run pytest in a process of its own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=notebook.ROOT, env=os.environ | environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-
-
 def test_the_notebook_runs_from_top_to_bottom_at_smoke(tmp_path):
     rings = helpers.generate_rings(train=2000, test=200)
     images = {"x_train": rings.train_images, "x_test": rings.test_images}
     np.savez(tmp_path / "rings.npz", y_train=rings.train_labels, y_test=rings.test_labels, **images)
-    pytest_passes(
+    notebook.pytest_passes(
         "--nbval-lax",
         "--nbval-current-env",
         "--nbval-cell-timeout=600",
@@ -40,32 +32,6 @@ def test_the_notebook_runs_from_top_to_bottom_at_smoke(tmp_path):
         REPRODUCTION_PICTURES="public",
         CIFAR10_NPZ=str(tmp_path / "rings.npz"),
     )
-
-
-def test_the_method_on_jax():
-    wanted = "(test_method and not without_end) or (broken_off and float32) or bent_view or equivariant or restores"
-    files = (f"tests/test_{name}.py" for name in ("method", "runs", "parts"))
-    pytest_passes(*files, "-k", wanted, KERAS_BACKEND="jax")
-
-
-EPOCH = """
-import notebook, helpers, json, tempfile
-method, data = notebook.load_method(), notebook.small_data()
-settings = method.PRESETS["smoke"] | method.REPORTED | {"precision": "float32", "labelled": 100, "unlabelled": 156}
-run = notebook.small_ways(method, method.Shift(), settings)["SemiC"]
-print(json.dumps(method.train(run, data, helpers.Runs(tempfile.mkdtemp(), method.train))[1]["history"][0]))
-"""
-
-
-def test_two_devices_give_the_numbers_of_one():
-    histories = []
-    for count in (1, 2):
-        own = {"KERAS_BACKEND": "jax", "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-        how = {"cwd": notebook.ROOT / "tests", "env": os.environ | own, "capture_output": True, "text": True}
-        done = subprocess.run([sys.executable, "-c", EPOCH], **how)
-        assert done.returncode == 0, done.stderr[-3000:]
-        histories.append(json.loads(done.stdout.splitlines()[-1]) | {"seconds": 0})
-    assert histories[0] == pytest.approx(histories[1], rel=1e-5, abs=1e-5)
 
 
 def test_sizes():

@@ -1,0 +1,35 @@
+"""The same tests on JAX, and several devices. A file of its own, so that it runs beside the notebook's."""
+
+import json
+import os
+import subprocess
+import sys
+
+import notebook
+import pytest
+
+
+def test_the_method_on_jax():
+    wanted = "(test_method and not without_end) or (broken_off and float32) or bent_view or equivariant or restores"
+    files = (f"tests/test_{name}.py" for name in ("method", "runs", "parts"))
+    notebook.pytest_passes(*files, "-k", wanted, KERAS_BACKEND="jax")
+
+
+EPOCH = """
+import notebook, helpers, json, tempfile
+method, data = notebook.load_method(), notebook.small_data()
+settings = method.PRESETS["smoke"] | method.REPORTED | {"precision": "float32", "labelled": 100, "unlabelled": 156}
+run = notebook.small_ways(method, method.Shift(), settings)["SemiC"]
+print(json.dumps(method.train(run, data, helpers.Runs(tempfile.mkdtemp(), method.train))[1]["history"][0]))
+"""
+
+
+def test_two_devices_give_the_numbers_of_one():
+    histories = []
+    for count in (1, 2):
+        own = {"KERAS_BACKEND": "jax", "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        how = {"cwd": notebook.ROOT / "tests", "env": os.environ | own, "capture_output": True, "text": True}
+        done = subprocess.run([sys.executable, "-c", EPOCH], **how)
+        assert done.returncode == 0, done.stderr[-3000:]
+        histories.append(json.loads(done.stdout.splitlines()[-1]) | {"seconds": 0})
+    assert histories[0] == pytest.approx(histories[1], rel=1e-5, abs=1e-5)
