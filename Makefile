@@ -33,7 +33,7 @@ run: $(VENV)/ready
 # A list of runs that is under way stands still meanwhile.
 test: $(VENV)/ready lint
 	$(BIN)/python tests/records.py --pause
-	trap '$(BIN)/python tests/records.py --resume' EXIT; $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=8
+	trap '$(BIN)/python tests/records.py --resume' EXIT; $(BIN)/python -m pytest -q -n 2 --dist load --maxschedchunk 1 --durations=8
 
 notebook: $(VENV)/ready
 	$(BIN)/python tests/notebook.py

@@ -6,6 +6,13 @@ import pytest
 
 import helpers  # noqa: F401  # before the tests import Keras, as in the notebook: it chooses how TensorFlow computes
 
+LONG = ["test_the_notebook_runs_from_top_to_bottom_at_smoke", "test_the_method_on_jax"]
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest: one process is busy with them while another does the rest."""
+    items.sort(key=lambda item: item.name not in LONG)
+
 
 @pytest.fixture(scope="session")
 def method():
