@@ -69,10 +69,10 @@ def released(method):
     return sorted(plan, key=lambda one: order.index(one[1].method))
 
 
-def collapse(method, study="collapse", **sizes):
+def collapse(method, study="collapse", seeds=6, **sizes):
     """What the collapse needs (rotation), and who collapses (noise and shift): list of (study, Run)."""
     plan = []
-    for seed in range(3):
+    for seed in range(seeds):
         ways = list(method.collapse_ways("rotation", seed, **sizes).values())
         ways += [method.collapse_ways(name, seed, **sizes)["as released"] for name in ("noise", "shift")]
         starts = dict.fromkeys(run.start for run in ways)
@@ -80,9 +80,20 @@ def collapse(method, study="collapse", **sizes):
     return plan
 
 
+def collapse_long(method):
+    """The same for rotation after as many updates of step one as in the report: list of (study, Run)."""
+    plan = collapse(method, "collapse long", seeds=3, epochs_start=64)
+    kept = {"as released", "fresh Adam, 1e-5", "moments, 1e-5", "fresh Adam, 1e-3", "exact logarithms"}
+    runs = [run for _, run in plan if run.transform.name == "rotation" and run.method in kept]
+    return [("collapse long start", start) for start in dict.fromkeys(run.start for run in runs)] + [
+        ("collapse long", run) for run in runs
+    ]
+
+
 def collapse_wide(method):
     """The same at width 64, from all 4,000 labels known by heart: list of (study, Run)."""
-    return collapse(method, "collapse wide", width=64, labelled=4000, epochs_start=64, epochs=20, batch_size=128)
+    sizes = {"width": 64, "labelled": 4000, "epochs_start": 64, "epochs": 20, "batch_size": 128}
+    return collapse(method, "collapse wide", seeds=3, **sizes)
 
 
 def segmentation(method):
@@ -91,7 +102,8 @@ def segmentation(method):
     return [("segmentation", run) for seed, n in sizes for run in method.segmentation_ways(n, seed=seed).values()]
 
 
-LISTS = {one.__name__: one for one in (table1, controls, quick, paper, released, collapse, collapse_wide, segmentation)}
+_LISTS = (table1, controls, quick, paper, released, collapse, collapse_long, collapse_wide, segmentation)
+LISTS = {one.__name__: one for one in _LISTS}
 
 
 def train_one(method, plan, number):
@@ -120,14 +132,14 @@ def publish(runs, run, folder=helpers.RESULTS, **which):
 
 def missing(plan, found):
     """Numbers of the runs that the records do not have, in whichever number type they were trained: list of int."""
-    fields = ["training", "method", "transform", "width", "labelled", "epochs", "steps", "seed"]
+    fields = ["study", "training", "method", "transform", "width", "labelled", "epochs", "steps", "seed"]
     known = set(found.fillna({"steps": 0})[fields].itertuples(index=False, name=None)) if len(found) else set()
 
-    def key(run):
-        kind = run.model.__name__, run.method, run.transform.name
+    def key(study, run):
+        kind = study, run.model.__name__, run.method, run.transform.name
         return *kind, run.width, run.labelled, run.epochs, run.steps or 0, run.seed
 
-    return [number for number, (_, run) in enumerate(plan) if key(run) not in known]
+    return [number for number, (study, run) in enumerate(plan) if key(study, run) not in known]
 
 
 def carry(plan, runs, found, target=UNFINISHED):
