@@ -72,8 +72,7 @@ finally:
     os.close(_kept)
 if keras.backend.backend() != BACKEND:
     raise ValueError(f"Keras already runs on {keras.backend.backend()!r}, not {BACKEND!r}: restart the kernel.")
-# A keras.json of the reader's may say otherwise.
-keras.config.set_floatx("float32")
+keras.config.set_floatx("float32")  # a keras.json of the reader's may say otherwise
 keras.config.set_epsilon(1e-7)
 keras.config.set_image_data_format("channels_last")
 
@@ -87,10 +86,10 @@ def environment():
         kind = details.get("device_name") or getattr(ACCELERATORS[0], "device_kind", "GPU")
         device = f"{len(ACCELERATORS)} x {kind}"
     git = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "--short=9", "HEAD"]
-    backend = tf if BACKEND == "tensorflow" else jax
     return {
         "device": device,
-        "backend": f"{BACKEND} {backend.__version__}, keras {keras.__version__}, python {platform.python_version()}",
+        "backend": f"{BACKEND} {sys.modules[BACKEND].__version__}, keras {keras.__version__}, "
+        f"python {platform.python_version()}",
         "date": time.strftime("%Y-%m-%d"),
         "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
     }
@@ -487,8 +486,12 @@ class Runs:
 
         model: compiled; it ends in the state of the trained run. batches: function of `first`, a batch's number, to an
         endless `PyDataset` from there. validation, test: for `evaluate`, the latter after the last epoch alone. Raises
-        FloatingPointError where a metric is not finite, OSError where the disk is full; what was written is intact.
+        FloatingPointError where a metric is not finite, OSError where the disk is full (what was written is intact),
+        ValueError where the notebook has another definition now than the run.
         """
+        for one in (run.model, run.pairs, run.network):
+            if fingerprint(getattr(sys.modules["__main__"], one.__name__, one)) != fingerprint(one):
+                raise ValueError(f"{one.__name__} was edited after this run was made: run the cells below it as well.")
         with _locked(self.path(run).with_suffix(".lock")):
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
@@ -512,14 +515,12 @@ class Runs:
                     callbacks=[keeper],
                     verbose=0,
                 )
-            if len(about["history"]) < run.epochs and not about["ended"]:
-                raise RuntimeError(f"{title(run)} ended after {len(about['history'])} of {run.epochs} epochs.")
             if about["test"] is None:
                 about["test"] = _finite(model.evaluate(test, return_dict=True, verbose=0), "the test")
                 about["made"] = environment() | {"precision": run.precision}
                 self.write(run, about, model)
             verb = about["ended"] or ("kept" if done == run.epochs else "trained")
-            keeper.say(f"{verb}; accuracy {about['test']['accuracy']:.1%} on the test images")
+            keeper.say(f"{verb}; accuracy {round(about['test']['accuracy'], 6):.1%} on the test images")
         return about
 
     def table(self, plan):
@@ -613,17 +614,17 @@ class _Keeper(keras.callbacks.Callback):
 
 def try_transform(transform, images):
     """Raise ValueError, which says what is wrong, unless a transform makes copies of images, float32 (n, h, w, c)."""
-    wanted = f"draw(random, shape) must give arrays with a row an image, and the call float32 {images.shape}"
+    wanted = "draw must give float32 (.astype('float32')) or integers, a row an image; the call float32 as the images"
+    drew = "nothing"
     try:
         drawn = transform.draw(np.random.default_rng(0), images.shape)
+        parts = [np.asarray(part) for part in keras.tree.flatten(drawn)]
+        drew = ", ".join(f"{part.dtype} {part.shape}" for part in parts)
         copies = np.asarray(transform(ops.array(images), keras.tree.map_structure(ops.array, drawn)))
     except Exception as error:
-        raise ValueError(f"The transform {transform!r} fails ({error}); {wanted}.") from error
-    rows = {np.shape(part)[:1] for part in keras.tree.flatten(drawn)}
-    if rows != {(len(images),)} or copies.shape != images.shape or copies.dtype != np.float32:
-        raise ValueError(
-            f"The transform {transform!r} drew {rows} rows and gave {copies.dtype} {copies.shape}; {wanted}."
-        )
+        raise ValueError(f"The transform {transform!r} drew {drew} and fails ({error}); {wanted}.") from error
+    if {part.shape[:1] for part in parts} != {images.shape[:1]} or (copies.shape, copies.dtype) != (images.shape, "f4"):
+        raise ValueError(f"The transform {transform!r} drew {drew} and gave {copies.dtype} {copies.shape}; {wanted}.")
 
 
 # -------------------------------------------------------------------------------------------- records, tables, figures
@@ -657,7 +658,7 @@ def table_1(sources, metrics=("accuracy", "agreement", "cross_entropy", "loss_co
         found = rows[(rows["transform"] == key[0]) & (rows["method"] == key[1])]
         values = found[metric].dropna() if len(found) else []
         spread = f" ± {form.format(np.std(values, ddof=1))} (n = {len(values)})" if len(values) > 1 else ""
-        text = form.format(np.mean(values)) + spread if len(values) else ("-" if len(found) else "not run")
+        text = form.format(round(np.mean(values), 6)) + spread if len(values) else ("-" if len(found) else "not run")
         columns.setdefault((metric.replace("_", " "), name), {})[key] = text
     return pd.DataFrame(columns).rename_axis(["transform", "method"])
 
@@ -666,7 +667,7 @@ def show_accuracy(sources, heading):
     """Draw the accuracy of the four ways, a panel a transform, for each source of `table_1`; error bars: over seeds."""
     known = {name: rows for name, rows in sources.items() if len(rows)}
     frame = pd.concat([rows.assign(source=name, accuracy=100 * rows["accuracy"]) for name, rows in known.items()])
-    panels = [name for name in ("noise", "shift", "rotation") if name in set(frame["transform"])]
+    panels = list(dict.fromkeys(["noise", "shift", "rotation", *frame["transform"]]))
     how = {"hue": "method", "palette": COLOURS, "hue_order": list(COLOURS), "errorbar": "sd", "height": 2.8}
     grid = sns.catplot(frame, kind="bar", x="source", y="accuracy", col="transform", col_order=panels, **how)
     grid.set(xlabel="", ylabel="test accuracy (%)", ylim=(0, 100)).set_titles("{col_name}").refline(y=10, linestyle=":")
@@ -682,7 +683,8 @@ def show_curves(curves, heading):
             how = {"linestyle": line, "marker": "." if curves["epoch"].max() == 1 else ""}
             how["legend"] = prefix and axis is axes[0]
             sns.lineplot(curves, x="epoch", y=prefix + metric, hue="transform", palette="colorblind", ax=axis, **how)
-        axis.set(xlabel="epoch", ylabel=label)
+        axis.set(xlabel="epoch", ylabel=label, ylim=(0, 1.05 * axis.dataLim.y1 if len(curves) else 1))
+        axis.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{heading}: training dashed, validation solid")
     figure.tight_layout()
 

@@ -52,8 +52,9 @@ def controls(method):
 
 
 def quick(method):
-    """The same as Table 1's at the preset `quick`, three seeds: list of (study, Run)."""
-    return [one for seed in range(3) for one in table1(method, "quick", seed)]
+    """The same as Table 1's at the preset `quick`, three seeds, the controls last: list of (study, Run)."""
+    plan = [one for seed in range(3) for one in table1(method, "quick", seed)]
+    return sorted(plan, key=lambda one: (one[1].seed, one[0] == "control"))
 
 
 def paper(method):
@@ -69,12 +70,13 @@ def released(method):
     return sorted(plan, key=lambda one: order.index(one[1].method))
 
 
-def collapse(method, study="collapse", seeds=6, **sizes):
+def collapse(method, study="collapse", seeds=3, **sizes):
     """What the collapse needs (rotation), and who collapses (noise and shift): list of (study, Run)."""
     plan = []
     for seed in range(seeds):
         ways = list(method.collapse_ways("rotation", seed, **sizes).values())
-        ways += [method.collapse_ways(name, seed, **sizes)["as released"] for name in ("noise", "shift")]
+        others = [method.collapse_ways(name, seed, **sizes) for name in ("noise", "shift")]
+        ways += [other[way] for other in others for way in ("as released", "no consistency loss")]
         starts = dict.fromkeys(run.start for run in ways)
         plan += [(f"{study} start", run) for run in starts] + [(study, run) for run in ways]
     return plan

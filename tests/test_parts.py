@@ -96,7 +96,7 @@ def test_the_ways_of_the_collapse_differ_in_one_thing(method):
     assert (released.model, released.start.model) == (method.ReleasedModel, method.ReleasedModel)
     for way, run in ways.items():
         changed = {name for name, value in vars(run).items() if value != getattr(released, name)} - {"method"}
-        assert changed in ({"model"}, {"model", "learning_rate"}, {"start"}, {"pairs"}), way
+        assert changed in ({"model"}, {"model", "learning_rate"}, {"start"}, {"pairs"}, {"weight"}), way
 
 
 def smooth(count, size, seed=0):

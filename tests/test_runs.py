@@ -75,6 +75,16 @@ def test_a_run_of_other_images_is_refused(method, semic, data, tmp_path):
         method.train(dataclasses.replace(semic, dataset="other"), data, helpers.Runs(tmp_path, method.train))
 
 
+def test_a_definition_that_was_edited_after_the_run_was_made_is_refused(method, semic, data, tmp_path, monkeypatch):
+    class Edited(method.ConsistencyModel):
+        """The cell run again with another loss, and not the cells below it."""
+
+    Edited.__name__ = "ConsistencyModel"
+    monkeypatch.setattr(sys.modules["__main__"], "ConsistencyModel", Edited, raising=False)
+    with pytest.raises(ValueError, match="ConsistencyModel was edited"):
+        method.train(semic, data, helpers.Runs(tmp_path, method.train))
+
+
 def test_semict_starts_from_the_weights_alone(method, settings, data, tmp_path):
     runs = helpers.Runs(tmp_path, method.train)
     run = dataclasses.replace(
@@ -248,7 +258,7 @@ def test_a_transform_of_ones_own_is_tried_first(method, settings, data, tmp_path
         __call__ = staticmethod(call)
 
     run = notebook.small_ways(method, Own(), settings)["Supervised"]
-    with pytest.raises(ValueError, match=r"The transform .*Own"):
+    with pytest.raises(ValueError, match=r"The transform .*Own.* drew float32 \(2,\)"):
         method.train(run, data, helpers.Runs(tmp_path, method.train))
 
 
