@@ -489,7 +489,7 @@ class Runs:
         FloatingPointError where a metric is not finite, OSError where the disk is full (what was written is intact),
         ValueError where the notebook has another definition now than the run.
         """
-        for one in (run.model, run.pairs, run.network):
+        for one in (run.model, run.pairs, run.network, type(run.transform)):
             if fingerprint(getattr(sys.modules["__main__"], one.__name__, one)) != fingerprint(one):
                 raise ValueError(f"{one.__name__} was edited after this run was made: run the cells below it as well.")
         with _locked(self.path(run).with_suffix(".lock")):

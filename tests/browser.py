@@ -122,7 +122,8 @@ class Page:
 
 def use_preview(page):
     """Every control draws another picture; returns the seconds that each took."""
-    panel, seconds, last = page.panel("strength"), {}, None
+    panel, seconds = page.panel("strength"), {}
+    last = page.all("img", panel)[0].get_attribute("src")
     changes = {
         "transform": lambda: Select(panel.find_element(By.TAG_NAME, "select")).select_by_visible_text("shift"),
         "strength": lambda: page.slide(panel, "strength", Keys.ARROW_RIGHT),

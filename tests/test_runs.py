@@ -75,13 +75,13 @@ def test_a_run_of_other_images_is_refused(method, semic, data, tmp_path):
         method.train(dataclasses.replace(semic, dataset="other"), data, helpers.Runs(tmp_path, method.train))
 
 
-def test_a_definition_that_was_edited_after_the_run_was_made_is_refused(method, semic, data, tmp_path, monkeypatch):
-    class Edited(method.ConsistencyModel):
-        """The cell run again with another loss, and not the cells below it."""
-
-    Edited.__name__ = "ConsistencyModel"
-    monkeypatch.setattr(sys.modules["__main__"], "ConsistencyModel", Edited, raising=False)
-    with pytest.raises(ValueError, match="ConsistencyModel was edited"):
+@pytest.mark.parametrize("name", ["ConsistencyModel", "Pairs", "Shift"])
+def test_a_definition_that_was_edited_after_the_run_was_made_is_refused(
+    method, semic, data, tmp_path, monkeypatch, name
+):
+    edited = type(name, (getattr(method, name),), {"more": 1})  # its cell was run again, and not the cells below
+    monkeypatch.setattr(sys.modules["__main__"], name, edited, raising=False)
+    with pytest.raises(ValueError, match=f"{name} was edited"):
         method.train(semic, data, helpers.Runs(tmp_path, method.train))
 
 
