@@ -683,7 +683,7 @@ def show_curves(curves, heading):
             how = {"linestyle": line, "marker": "." if curves["epoch"].max() == 1 else ""}
             how["legend"] = prefix and axis is axes[0]
             sns.lineplot(curves, x="epoch", y=prefix + metric, hue="transform", palette="colorblind", ax=axis, **how)
-        axis.set(xlabel="epoch", ylabel=label, ylim=(0, 1.05 * axis.dataLim.y1 if len(curves) else 1))
+        axis.set(xlabel="epoch", ylabel=label, xlim=(0, None), ylim=(0, 1.05 * axis.dataLim.y1 if len(curves) else 1))
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{heading}: training dashed, validation solid")
     figure.tight_layout()
