@@ -70,10 +70,10 @@ def released(method):
     return sorted(plan, key=lambda one: order.index(one[1].method))
 
 
-def collapse(method, study="collapse", seeds=3, **sizes):
+def collapse(method, study="collapse", **sizes):
     """What the collapse needs (rotation), and who collapses (noise and shift): list of (study, Run)."""
     plan = []
-    for seed in range(seeds):
+    for seed in range(3):
         ways = list(method.collapse_ways("rotation", seed, **sizes).values())
         others = [method.collapse_ways(name, seed, **sizes) for name in ("noise", "shift")]
         ways += [other[way] for other in others for way in ("as released", "no consistency loss")]
@@ -84,18 +84,14 @@ def collapse(method, study="collapse", seeds=3, **sizes):
 
 def collapse_long(method):
     """The same for rotation after as many updates of step one as in the report: list of (study, Run)."""
-    plan = collapse(method, "collapse long", seeds=3, epochs_start=64)
     kept = {"as released", "fresh Adam, 1e-5", "moments, 1e-5", "fresh Adam, 1e-3", "exact logarithms"}
-    runs = [run for _, run in plan if run.transform.name == "rotation" and run.method in kept]
-    return [("collapse long start", start) for start in dict.fromkeys(run.start for run in runs)] + [
-        ("collapse long", run) for run in runs
-    ]
+    plan = [one for one in collapse(method, "collapse long", epochs_start=64) if one[1].transform.name == "rotation"]
+    return [(study, run) for study, run in plan if run.method in kept or run.epochs == 64]
 
 
 def collapse_wide(method):
     """The same at width 64, from all 4,000 labels known by heart: list of (study, Run)."""
-    sizes = {"width": 64, "labelled": 4000, "epochs_start": 64, "epochs": 20, "batch_size": 128}
-    return collapse(method, "collapse wide", seeds=3, **sizes)
+    return collapse(method, "collapse wide", width=64, labelled=4000, epochs_start=64, epochs=20, batch_size=128)
 
 
 def segmentation(method):
