@@ -86,13 +86,9 @@ def environment():
         kind = details.get("device_name") or getattr(ACCELERATORS[0], "device_kind", "GPU")
         device = f"{len(ACCELERATORS)} x {kind}"
     git = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "--short=9", "HEAD"]
-    return {
-        "device": device,
-        "backend": f"{BACKEND} {sys.modules[BACKEND].__version__}, keras {keras.__version__}, "
-        f"python {platform.python_version()}",
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
-    }
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    used = f"{BACKEND} {sys.modules[BACKEND].__version__}, keras {keras.__version__}, python {sys.version.split()[0]}"
+    return {"device": device, "backend": used, "date": time.strftime("%Y-%m-%d"), "commit": commit}
 
 
 def fastest_precision(width):
@@ -139,9 +135,9 @@ class Data:
 def load_data(path=None, generate=False):
     """Load CIFAR-10, or images of one's own: `Data`.
 
-    path: an .npz with images x_train, x_test and labels y_train, y_test as in `Data`, labels also (n, 1), and perhaps
-    `classes`, their names; by default what CIFAR10_NPZ names, else Keras's download. generate: go on with generated
-    rings where that fails. Raises FileNotFoundError, ValueError (it holds something else), OSError (no download).
+    path: an .npz with x_train, x_test, y_train, y_test as in `Data`, labels also (n, 1), and perhaps `classes`, names;
+    by default what CIFAR10_NPZ names, else Keras's download, and where that fails rings, if they are to be generated.
+    Raises FileNotFoundError, ValueError (it holds something else), OSError (no download).
     """
     path = path or os.environ.get("CIFAR10_NPZ")
     if path:
@@ -484,14 +480,11 @@ class Runs:
     def fit(self, run, model, batches, validation, test):
         """Train what of a run is not yet trained, and test it once: dict as of `about`.
 
-        model: compiled; it ends in the state of the trained run. batches: function of `first`, a batch's number, to an
-        endless `PyDataset` from there. validation, test: for `evaluate`, the latter after the last epoch alone. Raises
-        FloatingPointError where a metric is not finite, OSError where the disk is full (what was written is intact),
-        ValueError where the notebook has another definition now than the run.
+        model: compiled; it ends in the state of the trained run. batches: function of `first`, a batch's number, to
+        endless `Pairs` from there. validation, test: `Pairs`, the latter for after the last epoch. Raises OSError where
+        the disk is full (what was written is intact), ValueError as `check_run`, FloatingPointError as `_finite`.
         """
-        for one in (run.model, run.pairs, run.network, type(run.transform)):
-            if fingerprint(getattr(sys.modules["__main__"], one.__name__, one)) != fingerprint(one):
-                raise ValueError(f"{one.__name__} was edited after this run was made: run the cells below it as well.")
+        check_run(run)
         with _locked(self.path(run).with_suffix(".lock")):
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
@@ -504,7 +497,7 @@ class Runs:
             done = len(about["history"])
             keeper = _Keeper(self, run, about)
             if done < run.epochs and not about["ended"]:
-                try_transform(run.transform, batches()[0][0]["images"][:2])
+                try_transform(run.transform, batches().images[:2].astype("float32") / 255)
                 model.fit(
                     batches(first=done * run.steps_per_epoch),
                     steps_per_epoch=run.steps_per_epoch,
@@ -577,7 +570,7 @@ class _Keeper(keras.callbacks.Callback):
 
     def __init__(self, runs, run, about):
         super().__init__()
-        self.runs, self.run, self.about, self.seconds = runs, run, about, 0.0
+        self.runs, self.run, self.about, self.seconds, self.began = runs, run, about, 0.0, 0.0
         steps, done = run.steps_per_epoch * run.epochs, run.steps_per_epoch * len(about["history"])
         self.now, self.heading = time.monotonic(), runs.heading + title(run)
         how = {"desc": self.heading, "file": sys.stdout, "disable": not get_ipython(), "leave": False}
@@ -587,9 +580,6 @@ class _Keeper(keras.callbacks.Callback):
     def say(self, text):
         self.bar.close()
         print(f"{self.heading}: {text}", flush=True)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.began = self.seconds
 
     def on_test_batch_end(self, batch, logs=None):
         gap, self.now = time.monotonic() - self.now, time.monotonic()
@@ -603,13 +593,23 @@ class _Keeper(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         history = self.about["history"]
-        row = {"epoch": epoch + 1, "seconds": self.seconds - self.began}
+        row, self.began = {"epoch": epoch + 1, "seconds": self.seconds - self.began}, self.seconds
         history.append(_finite(row | logs, f"epoch {epoch + 1}"))
         last = history[-10:]
         if len(last) == 10 and all(one["val_largest_class"] > 0.999 for one in last):
             self.about["ended"] = f"collapsed: one class for all validation images in epochs {last[0]['epoch']:.0f} on"
             self.model.stop_training = True
         self.runs.write(self.run, self.about, self.model)
+
+
+def check_run(run):
+    """Raise ValueError for numbers that no run can have, and where the notebook has another definition now than it."""
+    for name, least in (("epochs", 1), ("labelled", 1), ("unlabelled", 0), ("learning_rate", 0), ("weight", 0)):
+        if isinstance(value := getattr(run, name), (int, float)) and not least <= value < float("inf"):
+            raise ValueError(f"{name} is {value}; it must be {least} or more, and finite.")
+    for one in (run.model, run.pairs, run.network, type(run.transform)):
+        if fingerprint(getattr(sys.modules["__main__"], one.__name__, one)) != fingerprint(one):
+            raise ValueError(f"{one.__name__} was edited after this run was made: run the cells below it as well.")
 
 
 def try_transform(transform, images):
