@@ -62,7 +62,7 @@ def controls(method):
 
 
 def quick(method):
-    """The same as Table 1's at the preset `quick`, three seeds, the controls last: list of (study, Run)."""
+    """The same as Table 1's at the preset `quick`, three seeds, the controls of each last: list of (study, Run)."""
     plan = [one for seed in range(3) for one in table1(method, "quick", seed)]
     return sorted(plan, key=lambda one: (one[1].seed, one[0] == "control"))
 
@@ -72,12 +72,17 @@ def paper(method):
     return [(study, run) for study, run in table1(method, "paper") if study == "table1" and run.method == "Supervised"]
 
 
-def released(method):
+def released(method, preset="standard"):
     """Table 1 as the released code trains it: list of (study, Run)."""
-    plan = [(study, method.as_released(run)) for study, run in table1(method) if study != "control"]
-    plan = [("released" if study == "table1" else "released start", run) for study, run in plan]
-    order = ["Supervised", "SemiCT", "SemiC", "SemiCTE"]
-    return sorted(plan, key=lambda one: order.index(one[1].method))
+    plan = [(study, method.as_released(run)) for study, run in table1(method, preset) if study != "control"]
+    order = ["Supervised", "SemiCT", "SemiC", "start", "SemiCTE"]
+    plan = sorted(plan, key=lambda one: order.index(one[1].method if one[0] == "table1" else "start"))
+    return [("released" if study == "table1" else "released start", run) for study, run in plan]
+
+
+def released_quick(method):
+    """The same at the preset `quick`: list of (study, Run)."""
+    return released(method, "quick")
 
 
 def collapse(method, study="collapse", **sizes):
@@ -110,7 +115,19 @@ def segmentation(method):
     return [("segmentation", run) for seed, n in sizes for run in method.segmentation_ways(n, seed=seed).values()]
 
 
-_LISTS = (table1, narrow, controls, quick, paper, released, collapse, collapse_long, collapse_wide, segmentation)
+_LISTS = (
+    table1,
+    narrow,
+    controls,
+    quick,
+    paper,
+    released,
+    released_quick,
+    collapse,
+    collapse_long,
+    collapse_wide,
+    segmentation,
+)
 LISTS = {one.__name__: one for one in _LISTS}
 
 
@@ -187,7 +204,7 @@ def train_all(method, name, plan):
             if process.poll() is not None:
                 del busy[number]
                 print(f"{time.strftime('%H:%M')} {paths[number].stem}: exit {process.returncode}", flush=True)
-        waiting = {path for other in (*busy, *to_do) if (path := paths[other])}
+        waiting = {paths[other] for other in (*busy, *to_do)}
         for number in list(to_do):
             start = plan[number][1].start
             if len(busy) < at_once and not (start and runs.path(start) in waiting):

@@ -62,6 +62,7 @@ def test_the_first_cell_finds_what_is_ours(tmp_path, case):
     where.mkdir(parents=True)
     if case != "alone":
         shutil.copy(notebook.ROOT / "helpers.py", tmp_path)
+        shutil.copytree(helpers.RESULTS, tmp_path / "results")
     if case != "below":
         (where / "helpers.py").write_text("mine = 1\n")
     code = f"{first}\nimport helpers\nprint(helpers.CLASSES)"
