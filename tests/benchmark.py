@@ -114,7 +114,7 @@ def peak(width):
 def main():
     """Measure all and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     rounds = parser.parse_args().rounds
     method, found = notebook.load_method(), helpers.environment()
     began = time.perf_counter()

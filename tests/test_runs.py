@@ -210,7 +210,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_numbers(method, settings
         while "ready" not in process.stdout.readline():
             assert process.poll() is None
         if kill:
-            time.sleep(random.uniform(1, 9))
+            time.sleep(random.uniform(1, 6))
             process.send_signal(random.choice([signal.SIGKILL, signal.SIGINT]))
         process.communicate()
     killed = helpers.Runs(tmp_path / "killed", method.train)
