@@ -6,6 +6,7 @@
 import ast
 import dataclasses
 import dis
+import gc
 import hashlib
 import importlib.util
 import inspect
@@ -75,11 +76,13 @@ if keras.backend.backend() != BACKEND:
 keras.config.set_floatx("float32")  # a keras.json of the reader's may say otherwise
 keras.config.set_epsilon(1e-7)
 keras.config.set_image_data_format("channels_last")
+PROCESSOR = pathlib.Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+gc.freeze()  # what is loaded stays: else Python looks through it at every seventh picture of a preview, for a second
 
 
 def environment():
     """What can change a number or a time, kept with every run: dict of str."""
-    names = re.findall(r"model name\s*: (.*)", _processor()) or [platform.machine()]
+    names = re.findall(r"model name\s*: (.*)", PROCESSOR) or [platform.machine()]
     device = f"{names[0]}, {os.environ.get('TF_NUM_INTRAOP_THREADS') or os.cpu_count()} threads"
     if ACCELERATORS:
         details = {} if BACKEND == "jax" else tf.config.experimental.get_device_details(ACCELERATORS[0])
@@ -94,7 +97,7 @@ def environment():
 def fastest_precision(width):
     """The number type in which this device multiplies fastest: name of a Keras policy; all but products is float32."""
     if not ACCELERATORS:
-        bits = re.search(r"\b(amx_bf16|avx512_bf16)\b", _processor()) and BACKEND == "tensorflow" and width >= 16
+        bits = re.search(r"\b(amx_bf16|avx512_bf16)\b", PROCESSOR) and BACKEND == "tensorflow" and width >= 16
         return "mixed_bfloat16" if bits else "float32"
     if BACKEND == "tensorflow":
         capability = tf.config.experimental.get_device_details(ACCELERATORS[0]).get("compute_capability", (0, 0))
@@ -106,10 +109,6 @@ def fastest_precision(width):
 def jit_compile():
     """Whether Keras is to compile the whole step with XLA: on processors TensorFlow is three times faster without."""
     return "auto" if ACCELERATORS or BACKEND == "jax" else False
-
-
-def _processor():
-    return pathlib.Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------- data

@@ -89,7 +89,7 @@ class Page:
         """Choose from the menu bar."""
         bar = f"//*[contains(@class, 'MenuBar-itemLabel') and text()='{name}']"
         self.driver.find_element(By.XPATH, bar).click()
-        wait(command, lambda: self.all(f'[data-command="{command}"]'), 10)[0][0].click()
+        wait(command, lambda: self.all(f'.lm-Menu [data-command="{command}"]'), 10)[0][0].click()
 
     def run_all(self):
         """Run all cells; returns the seconds."""
@@ -180,7 +180,8 @@ def main():
             page = Page(driver, shots)
             try:
                 driver.get(f"{LAB}/doc/tree/reproduction.ipynb?token={TOKEN}")
-                page.shoot("first-screen")
+                for name, selector in (("first-screen", "h1"), ("second-screen", "table.dataframe")):
+                    page.shoot(name, wait(name, lambda selector=selector: page.all(selector), 60)[0][0])
                 print(f"all cells ran in {page.run_all():.0f} s")
                 print("the preview follows its controls:", use_preview(page))
                 print(f"a try trains, draws and is listed; another stopped in {use_try_it(page):.1f} s")
