@@ -665,7 +665,8 @@ def table_1(sources, metrics=("accuracy", "agreement", "cross_entropy", "loss_co
 def show_accuracy(sources, heading):
     """Draw the accuracy of the four ways, a panel a transform, for each source of `table_1`; error bars: over seeds."""
     known = {name: rows for name, rows in sources.items() if len(rows)}
-    frame = pd.concat([rows.assign(source=name, accuracy=100 * rows["accuracy"]) for name, rows in known.items()])
+    parts = {name.replace(", ", ",\n"): rows.assign(accuracy=100 * rows["accuracy"]) for name, rows in known.items()}
+    frame = pd.concat(parts, names=["source"]).reset_index("source")
     panels = list(dict.fromkeys(["noise", "shift", "rotation", *frame["transform"]]))
     how = {"hue": "method", "palette": COLOURS, "hue_order": list(COLOURS), "errorbar": "sd", "height": 2.8}
     grid = sns.catplot(frame, kind="bar", x="source", y="accuracy", col="transform", col_order=panels, **how)

@@ -8,8 +8,11 @@ same number type.
 import argparse
 import functools
 import json
+import os
 import pathlib
 import resource
+import subprocess
+import sys
 import time
 
 import notebook
@@ -94,6 +97,27 @@ def plain_step(method, transform, width):
     return step
 
 
+ON_JAX = """
+import notebook, helpers, keras, numpy as np, sys, time
+method = notebook.load_method()
+model = method.ConsistencyModel(method.build_network(int(sys.argv[1])), method.Shift())
+model.compile(optimizer=keras.optimizers.Adam(), jit_compile=helpers.jit_compile())
+batch = method.Pairs(np.zeros((128, 32, 32, 3), "uint8"), np.zeros(128, "int32"), method.Shift(), 0)[0]
+times = [time.perf_counter()]
+for _ in range(1 + int(sys.argv[2])):  # the first call compiles
+    model.train_on_batch(*batch)
+    times.append(time.perf_counter())
+print(1000 * np.median(np.diff(times)[1:]))
+"""
+
+
+def step_on_jax_ms(width, rounds):
+    """Milliseconds of a step (shift, float32) in a process of its own with Keras on JAX."""
+    command, own = [sys.executable, "-c", ON_JAX, str(width), str(rounds)], {"KERAS_BACKEND": "jax"}
+    how = {"cwd": notebook.ROOT / "tests", "env": os.environ | own, "stdout": subprocess.PIPE, "text": True}
+    return float(subprocess.run(command, check=True, **how).stdout)
+
+
 def operations(method, width):
     """Floating-point operations of a step with 128 images and copies: three times those of the convolutions."""
     total = 0
@@ -131,6 +155,7 @@ def main():
         found["step_speedup"][name] = times["plain"] / times["ours"]
         found["input_share"][name] = times["input"] / times["ours"]
     wide = {"ours": our_step(method, method.Shift(), WIDE), "plain": plain_step(method, method.Shift(), WIDE)}
+    found["step_ms"]["shift, on JAX"] = step_on_jax_ms(WIDTH, rounds)
     times = median_ms(wide, 2)
     found["step_ms"]["shift, width 96"], found["step_speedup"]["shift, width 96"] = (
         times,
