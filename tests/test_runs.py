@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import functools
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -184,36 +185,34 @@ def test_two_processes_do_not_train_the_same_run_and_a_dead_one_holds_no_lock(tm
     assert time.monotonic() - began < 5
 
 
-KILLED = """
-import notebook, helpers, sys
-method = notebook.load_method()
-data = notebook.small_data()
-settings = method.PRESETS["smoke"] | method.REPORTED | {{"precision": "float32", "epochs": 4, "epochs_supervised": 3}}
-ways = notebook.small_ways(method, method.Shift(), settings)
-runs = helpers.Runs({folder!r}, method.train)
-print("ready", flush=True)
-runs.train_each([ways["Supervised"], ways["SemiC"], ways["SemiCT"]], data)
-"""
-
-
-def test_killed_at_random_moments_it_ends_with_the_same_numbers(method, settings, data, tmp_path):
-    settings |= {"epochs": 4, "epochs_supervised": 3}
+def grid(method):
+    """Three small runs, the third of which starts from the first."""
+    settings = method.PRESETS["smoke"] | method.REPORTED | {"precision": "float32", "epochs": 4, "epochs_supervised": 3}
     ways = notebook.small_ways(method, method.Shift(), settings)
-    plan = [ways["Supervised"], ways["SemiC"], ways["SemiCT"]]
-    undisturbed = helpers.Runs(tmp_path / "undisturbed", method.train)
+    return [ways["Supervised"], ways["SemiC"], ways["SemiCT"]]
+
+
+def train_grid(folder):
+    """Train the grid, in a process of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # an interrupted one says where it was
+    method = notebook.load_method()
+    helpers.Runs(folder, method.train).train_each(grid(method), notebook.small_data())
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_numbers(method, data, tmp_path):
+    plan, random = grid(method), np.random.default_rng()
+    undisturbed, killed = (helpers.Runs(tmp_path / name, method.train) for name in ("undisturbed", "killed"))
     undisturbed.train_each(plan, data)
-    random, here = np.random.default_rng(), os.path.dirname(__file__)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}  # an interrupted one says where it was
-    for kill in [True] * int(os.environ.get("KILLS", 3)) + [False]:
-        code = KILLED.format(folder=str(tmp_path / "killed"))
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=here, text=True, **pipes)
-        while "ready" not in process.stdout.readline():
-            assert process.poll() is None
-        if kill:
-            time.sleep(random.uniform(1, 6))
-            process.send_signal(random.choice([signal.SIGKILL, signal.SIGINT]))
-        process.communicate()
-    killed = helpers.Runs(tmp_path / "killed", method.train)
+    # What is imported once need not be imported for each kill; JAX computes in threads, which a fork would lose.
+    fork = multiprocessing.get_context("forkserver" if helpers.BACKEND == "tensorflow" else "spawn")
+    fork.set_forkserver_preload(["test_runs"])
+    for kill in [True] * int(os.environ.get("KILLS", 20)) + [False]:
+        process = fork.Process(target=train_grid, args=[killed.folder])
+        process.start()
+        process.join(random.uniform(0.2, 4) if kill else None)
+        if process.is_alive():
+            os.kill(process.pid, random.choice([signal.SIGKILL, signal.SIGINT]))
+            process.join()
     for run in plan:
         # Threads of another process may sum in another order on some machines; on one they did not.
         assert numbers(killed.about(run)) == numbers(undisturbed.about(run))
