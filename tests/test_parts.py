@@ -157,9 +157,9 @@ def test_an_equivariant_network_is_consistent_where_views_meet(method):
     network = keras.Sequential([keras.Input((48, 48, 1)), keras.layers.Conv2D(2, 1)])
     model = method.SegmentationModel(network, transform)
     log_p = model({"images": images, "parameters": drawn})
-    image, copy, valid = model.views(log_p, drawn)
+    first, second, valid = model.pairs_to_compare(log_p, drawn)
     assert 0.3 < float(ops.mean(valid)) < 1
-    assert float(method.mean(model.consistency_loss(image, copy), valid)) < 1e-4
+    assert float(method.mean(model.consistency_loss(first, second), valid)) < 1e-4
 
 
 def test_dice_and_the_split_by_slice(method, tmp_path):
