@@ -668,14 +668,7 @@ def show_accuracy(sources, heading):
     parts = {name.replace(", ", ",\n"): rows.assign(accuracy=100 * rows["accuracy"]) for name, rows in known.items()}
     frame = pd.concat(parts, names=["source"]).reset_index("source")
     panels = list(dict.fromkeys(["noise", "shift", "rotation", *frame["transform"]]))
-    how = {
-        "hue": "method",
-        "palette": COLOURS,
-        "hue_order": list(COLOURS),
-        "errorbar": "sd",
-        "height": 2.4,
-        "aspect": 1.2,
-    }
+    how = {"hue": "method", "palette": COLOURS, "hue_order": COLOURS, "errorbar": "sd", "height": 2.4, "aspect": 1.2}
     grid = sns.catplot(frame, kind="bar", x="source", y="accuracy", col="transform", col_order=panels, **how)
     grid.set(xlabel="", ylabel="test accuracy (%)", ylim=(0, 100)).set_titles("{col_name}").refline(y=10, linestyle=":")
     grid.figure.suptitle(heading, y=1.05)
