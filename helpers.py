@@ -664,11 +664,11 @@ def table_1(sources, metrics=("accuracy", "agreement", "cross_entropy", "loss_co
 
 def show_accuracy(sources, heading):
     """Draw the accuracy of the four ways, a panel a transform, for each source of `table_1`; error bars: over seeds."""
-    known = {name: rows for name, rows in sources.items() if len(rows)}
-    parts = {name.replace(", ", ",\n"): rows.assign(accuracy=100 * rows["accuracy"]) for name, rows in known.items()}
-    frame = pd.concat(parts, names=["source"]).reset_index("source")
-    panels = list(dict.fromkeys(["noise", "shift", "rotation", *frame["transform"]]))
-    how = {"hue": "method", "palette": COLOURS, "hue_order": COLOURS, "errorbar": "sd", "height": 2.4, "aspect": 1.2}
+    parts = {name.replace(", ", ",\n"): rows for name, rows in sources.items() if len(rows)}
+    frame = pd.concat(parts, names=["source"]).eval("accuracy = 100 * accuracy").reset_index("source")
+    panels = dict.fromkeys(["noise", "shift", "rotation", *frame["transform"]])
+    colours = dict.fromkeys([*COLOURS, *frame["method"]], "0.6") | COLOURS
+    how = {"hue": "method", "palette": colours, "hue_order": colours, "errorbar": "sd", "height": 2.4, "aspect": 1.2}
     grid = sns.catplot(frame, kind="bar", x="source", y="accuracy", col="transform", col_order=panels, **how)
     grid.set(xlabel="", ylabel="test accuracy (%)", ylim=(0, 100)).set_titles("{col_name}").refline(y=10, linestyle=":")
     grid.figure.suptitle(heading, y=1.05)
