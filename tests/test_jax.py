@@ -15,6 +15,10 @@ def test_the_method_on_jax():
     notebook.pytest_passes(*files, "-k", wanted, KERAS_BACKEND="jax")
 
 
+def test_killed_trainings_on_jax():
+    notebook.pytest_passes("tests/test_runs.py", "-k", "killed", KERAS_BACKEND="jax", KILLS="3")
+
+
 EPOCH = """
 import notebook, helpers, json, tempfile
 method, data = notebook.load_method(), notebook.small_data()

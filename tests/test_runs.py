@@ -192,27 +192,34 @@ def grid(method):
     return [ways["Supervised"], ways["SemiC"], ways["SemiCT"]]
 
 
-def train_grid(folder):
-    """Train the grid, in a process of its own."""
+def train_grid(folder, begins):
+    """Train the grid, in a process of its own; the event `begins` is set when all is imported."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # an interrupted one says where it was
-    method = notebook.load_method()
-    helpers.Runs(folder, method.train).train_each(grid(method), notebook.small_data())
+    method, data = notebook.load_method(), notebook.small_data()
+    begins.set()
+    helpers.Runs(folder, method.train).train_each(grid(method), data)
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_numbers(method, data, tmp_path):
     plan, random = grid(method), np.random.default_rng()
     undisturbed, killed = (helpers.Runs(tmp_path / name, method.train) for name in ("undisturbed", "killed"))
+    began = time.monotonic()
     undisturbed.train_each(plan, data)
+    seconds, struck = time.monotonic() - began, 0
     # What is imported once need not be imported for each kill; JAX computes in threads, which a fork would lose.
     fork = multiprocessing.get_context("forkserver" if helpers.BACKEND == "tensorflow" else "spawn")
     fork.set_forkserver_preload(["test_runs"])
     for kill in [True] * int(os.environ.get("KILLS", 20)) + [False]:
-        process = fork.Process(target=train_grid, args=[killed.folder])
+        begins = fork.Event()
+        process = fork.Process(target=train_grid, args=[killed.folder, begins])
         process.start()
-        process.join(random.uniform(0.2, 4) if kill else None)
+        assert begins.wait(120)
+        process.join(random.uniform(0, 0.3 * seconds) if kill else None)
         if process.is_alive():
+            struck += 1
             os.kill(process.pid, random.choice([signal.SIGKILL, signal.SIGINT]))
             process.join()
+    assert struck
     for run in plan:
         # Threads of another process may sum in another order on some machines; on one they did not.
         assert numbers(killed.about(run)) == numbers(undisturbed.about(run))
