@@ -21,6 +21,8 @@ import records
 
 import helpers
 
+METHOD = notebook.load_method()  # here, so that processes that are forked have it
+
 
 def numbers(about):
     """What must not depend on interruptions."""
@@ -195,12 +197,12 @@ def grid(method):
 def train_grid(folder, begins):
     """Train the grid, in a process of its own; the event `begins` is set when all is imported."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # an interrupted one says where it was
-    method, data = notebook.load_method(), notebook.small_data()
+    data = notebook.small_data()
     begins.set()
-    helpers.Runs(folder, method.train).train_each(grid(method), data)
+    helpers.Runs(folder, METHOD.train).train_each(grid(METHOD), data)
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_numbers(method, data, tmp_path):
+def test_killed_at_random_moments_it_ends_with_the_same_numbers(method, data, tmp_path, monkeypatch):
     plan, random = grid(method), np.random.default_rng()
     undisturbed, killed = (helpers.Runs(tmp_path / name, method.train) for name in ("undisturbed", "killed"))
     began = time.monotonic()
@@ -208,13 +210,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_numbers(method, data, tm
     seconds, struck = time.monotonic() - began, 0
     # What is imported once need not be imported for each kill; JAX computes in threads, which a fork would lose.
     fork = multiprocessing.get_context("forkserver" if helpers.BACKEND == "tensorflow" else "spawn")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the server looks for what it loads
     fork.set_forkserver_preload(["test_runs"])
     for kill in [True] * int(os.environ.get("KILLS", 20)) + [False]:
         begins = fork.Event()
         process = fork.Process(target=train_grid, args=[killed.folder, begins])
         process.start()
         assert begins.wait(120)
-        process.join(random.uniform(0, 0.3 * seconds) if kill else None)
+        process.join(random.uniform(0, 0.25 * seconds) if kill else None)
         if process.is_alive():
             struck += 1
             os.kill(process.pid, random.choice([signal.SIGKILL, signal.SIGINT]))
