@@ -42,8 +42,7 @@ def test_sizes():
     figures = [o for cell in code for o in cell.outputs if "image/png" in o.get("data", ())]
     assert len(book.cells) <= 110 and len(figures) <= 20 and notebook.NOTEBOOK.stat().st_size < 1.5e6
     for cell in code:
-        limit = 60 if cell.source.startswith("class ConsistencyModel") else 25
-        assert len(cell.source.splitlines()) <= limit, cell.source[:60]
+        assert len(cell.source.splitlines()) <= 25, cell.source[:60]
     assert sum(len(path.read_text().splitlines()) for path in pathlib.Path(__file__).parent.glob("*.py")) <= 2500
     assert len(README.splitlines()) <= 120
 
