@@ -512,7 +512,7 @@ class Runs:
                 about["made"] = environment() | {"precision": run.precision}
                 self.write(run, about, model)
             verb = about["ended"] or ("kept" if done == run.epochs else "trained")
-            keeper.say(f"{verb}; accuracy {round(about['test']['accuracy'], 6):.1%} on the test images")
+            keeper.say(f"{verb}; accuracy {about['history'][-1]['val_accuracy']:.1%} on the validation images")
         return about
 
     def table(self, plan):
