@@ -691,10 +691,10 @@ def show_curves(curves, heading):
 
 def show_pairs(images, copies, heading):
     """Draw images in a row and their copies below them: float (n, height, width, channels), 0 ... 1."""
-    figure, axes = plt.subplots(2, len(images), figsize=(0.75 * len(images), 1.9), squeeze=False)
-    for row, pictures in zip(axes, (images, copies), strict=True):
-        for axis, picture in zip(row, np.asarray(pictures), strict=True):
-            axis.imshow(np.clip(picture, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
-            axis.axis("off")
-    figure.suptitle(heading, fontsize=10)
-    figure.tight_layout(pad=0.3)
+    edges = [(0, 0), (0, 2), (0, 2), (0, 0)]  # white, below and to the right; one axis is drawn faster than twenty
+    rows = (np.pad(np.clip(row, 0, 1), edges, constant_values=1) for row in (images, copies))
+    _, axis = plt.subplots(figsize=(0.75 * len(images), 1.9))
+    axis.imshow(np.vstack([np.hstack(row) for row in rows]).squeeze(), cmap="gray", vmin=0, vmax=1)
+    axis.axis("off")
+    axis.set_title(heading, fontsize=10)
+    plt.tight_layout(pad=0.3)
