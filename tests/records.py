@@ -36,15 +36,24 @@ def table1(method, preset="standard", seed=0, **sizes):
     for name in ("shift", "rotation", "noise"):
         plan += [("table1", ways[name]["Supervised"]), ("start", ways[name]["SemiCTE"].start)]
     plan += [("table1", ways[name]["SemiC"]) for name in ("shift", "rotation")]
-    for name in ("shift", "rotation"):
-        semic, supervised = ways[name]["SemiC"], ways[name]["Supervised"]
-        long = dataclasses.replace(supervised, epochs=semic.epochs, steps=semic.steps_per_epoch)
-        plan.append(("control", long))
-    for semict in (ways[name]["SemiCT"] for name in ways):
-        same = {"unlabelled": 0, "weight": 0.0, "steps": semict.steps_per_epoch}
-        plan.append(("control", dataclasses.replace(semict, method="Supervised, slow", **same)))
+    plan += [("control", long(ways[name])) for name in ("shift", "rotation")]
     plan += [("table1", ways[name][way]) for name in ("shift", "rotation") for way in ("SemiCT", "SemiCTE")]
-    return plan + [("table1", ways["noise"][way]) for way in ("SemiC", "SemiCT", "SemiCTE")]
+    plan += [("table1", ways["noise"][way]) for way in ("SemiC", "SemiCT", "SemiCTE")]
+    plan.append(("control", long(ways["noise"])))
+    return plan + [("control", slow(ways[name])) for name in ("shift", "rotation", "noise")]
+
+
+def long(ways):
+    """Supervised with as many steps as SemiC: `Run`."""
+    semic = ways["SemiC"]
+    return dataclasses.replace(ways["Supervised"], epochs=semic.epochs, steps=semic.steps_per_epoch)
+
+
+def slow(ways):
+    """On from Supervised as SemiCT goes, but on labels alone: `Run`."""
+    semict = ways["SemiCT"]
+    same = {"unlabelled": 0, "weight": 0.0, "steps": semict.steps_per_epoch}
+    return dataclasses.replace(semict, method="Supervised, slow", **same)
 
 
 def narrow(method):
@@ -166,6 +175,8 @@ def publish(runs, run, folder=helpers.RESULTS, **which):
         for table, frame in (("curves", runs.curves([run])), ("runs", runs.table([run]).assign(**which))):
             old = helpers.read_results(table, folder)
             frame = pd.concat([old[old["id"] != frame["id"].iloc[0]], frame]) if len(old) else frame
+            if "steps" in frame:
+                frame["steps"] = frame["steps"].astype("Int64")  # or all rows would change between 15 and 15.0
             temporary = pathlib.Path(folder) / f"{table}.writing"
             frame.to_csv(temporary, index=False, float_format="%.6g")
             os.replace(temporary, temporary.with_suffix(".csv"))
