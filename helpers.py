@@ -106,20 +106,18 @@ def fastest_precision(width):
     return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16" if capability >= (7, 0) else "float32"
 
 
-def jit_compile():
-    """Whether Keras is to compile the whole step with XLA: on processors TensorFlow is three times faster without."""
-    return "auto" if ACCELERATORS or BACKEND == "jax" else False
-
+# XLA for the whole step? On processors TensorFlow is three times faster without.
+JIT_COMPILE = "auto" if ACCELERATORS or BACKEND == "jax" else False
 
 # ---------------------------------------------------------------------------------------------------------------- data
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_SHA256 = "f912919bdea371136f1aa4feed6beeca728015a5f08b1899a29c932a7e30be2b"  # training images, then labels
+CIFAR10_SHA256 = "e315bd6f94c3482b2554feac2527d82c9d681329526c5753457de1bab30e0a21"  # four arrays, labels int32
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Images, uint8 (n, height, width, channels), 0 ... 255, and labels, int32 (n,), 0 ... classes - 1."""
+    """Images, uint8 (n, height, width, channels), 0 ... 255, and labels, integers (n,) or of pixels, -1 for none."""
 
     name: str  # tells these images from others in the names of runs
     classes: tuple
@@ -130,6 +128,23 @@ class Data:
     note: str = ""  # what a title has to say where the images are generated ones
     validation: int = 1000  # so many of the training images, the last, are for validation
 
+    def __post_init__(self):
+        classes = set(range(len(self.classes)))
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            has = f"{self.name}: {part} images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}"
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+                wanted = "uint8 (n, height, width, channels), 0 ... 255, with 1 or 3 channels, last"
+                raise ValueError(f"{has}: images must be {wanted}.")
+            if labels.dtype.kind not in "ui" or labels.shape not in (images.shape[:1], images.shape[:3]):
+                raise ValueError(f"{has}: labels must be integers, one an image, not one-hot.")
+            if images.shape[1:] != self.train_images.shape[1:] or not len(images) or self.validation < 1:
+                raise ValueError(f"{has}: there must be images for training, validation and test, all of one size.")
+            known = set(np.unique(labels).tolist()) - {-1}
+            if known - classes or (part == "train" and classes - known):
+                wanted = f"0 ... classes - 1, all of the {len(classes)} in training"
+                raise ValueError(f"{self.name} has {part} labels {sorted(known)}; they must be {wanted}.")
+
 
 def load_data(path=None, generate=False):
     """Load CIFAR-10, or images of one's own: `Data`.
@@ -138,19 +153,27 @@ def load_data(path=None, generate=False):
     by default what CIFAR10_NPZ names, else Keras's download, and where that fails rings, if they are to be generated.
     Raises FileNotFoundError, ValueError (it holds something else), OSError (no download).
     """
-    path = path or os.environ.get("CIFAR10_NPZ")
-    if path:
-        return _checked(path, **read_arrays(path, "CIFAR10_NPZ"))
-    print("Keras loads CIFAR-10. The first time it downloads 170 MB from a slow host, which takes minutes.")
-    try:
-        train, test = keras.datasets.cifar10.load_data()
-    except Exception as error:  # Keras raises a bare Exception
-        if not generate:
-            way = "Connect to the network, or set CIFAR10_NPZ to an .npz with x_train, y_train, x_test and y_test."
-            raise OSError(f"CIFAR-10 cannot be downloaded ({error}). {way}") from error
-        print(f"{error}\nGoing on with GENERATED RINGS: nothing below is a result on CIFAR-10.")
-        return generate_rings()
-    return _checked("Keras's CIFAR-10", x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
+    names = "x_train", "y_train", "x_test", "y_test"
+    if path := path or os.environ.get("CIFAR10_NPZ"):
+        arrays = read_arrays(path, "CIFAR10_NPZ")
+    else:
+        print("Keras loads CIFAR-10. The first time it downloads 170 MB from a slow host, which takes minutes.")
+        try:
+            arrays = dict(zip(names, keras.tree.flatten(keras.datasets.cifar10.load_data()), strict=True))
+        except Exception as error:  # Keras raises a bare Exception
+            if not generate:
+                way = f"Connect to the network, or set CIFAR10_NPZ to an .npz with {', '.join(names)}."
+                raise OSError(f"CIFAR-10 cannot be downloaded ({error}). {way}") from error
+            print(f"{error}\nGoing on with GENERATED RINGS: nothing below is a result on CIFAR-10.")
+            return generate_rings()
+    if missing := set(names) - set(arrays):
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}.")
+    labels = (one.ravel() if one.shape[1:] == (1,) else one for one in (arrays["y_train"], arrays["y_test"]))
+    train, test = (one.astype("int32") if one.dtype.kind in "ui" else one for one in labels)
+    found = digest(arrays["x_train"], train, arrays["x_test"], test)
+    name = "cifar10" if found == CIFAR10_SHA256 else f"{pathlib.Path(path or 'CIFAR-10').stem}-{found[:8]}"
+    classes = CLASSES if name == "cifar10" else map(str, arrays.get("classes", np.unique(train)))
+    return Data(name, tuple(classes), arrays["x_train"], train, arrays["x_test"], test)
 
 
 def read_arrays(path, variable):
@@ -163,30 +186,6 @@ def read_arrays(path, variable):
             return dict(file)
     except Exception as error:  # altered bytes raise a dozen kinds
         raise ValueError(f"{path} cannot be read as an .npz of arrays: {error}") from error
-
-
-def _checked(path, **arrays):
-    """Data, after a look at everything that would go wrong later."""
-    if missing := {"x_train", "y_train", "x_test", "y_test"} - set(arrays):
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}.")
-    for part in ("train", "test"):
-        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-            wanted = "uint8 (n, height, width, channels), 0 ... 255, with 1 or 3 channels, last"
-            raise ValueError(f"x_{part} in {path} is {images.dtype} {images.shape}; it must be {wanted}.")
-        if labels.size != len(images) or labels.dtype.kind not in "ui":
-            wanted = f"one integer for each of the {len(images)} images, not one-hot"
-            raise ValueError(f"y_{part} in {path} is {labels.dtype} {labels.shape}; it must be {wanted}.")
-    images, labels, tests = arrays["x_train"], *(arrays[name].ravel().astype("int32") for name in ("y_train", "y_test"))
-    if images.shape[1:] != arrays["x_test"].shape[1:]:
-        raise ValueError(f"{path} has training images {images.shape[1:]} and test images {arrays['x_test'].shape[1:]}.")
-    known = set(labels.tolist())
-    if known != set(range(len(known))) or not known >= set(tests.tolist()):
-        raise ValueError(f"Labels in {path} are {sorted(known | set(tests.tolist()))}; they must be 0 ... classes - 1.")
-    original = digest(images, labels.astype(np.uint8)) == CIFAR10_SHA256
-    classes = CLASSES if original else map(str, arrays.get("classes", range(len(known))))
-    name = "cifar10" if original else f"{pathlib.Path(path).stem}-{digest(images, labels, arrays['x_test'], tests)[:8]}"
-    return Data(name, tuple(classes), images, labels, arrays["x_test"], tests)
 
 
 def digest(*arrays):
@@ -271,15 +270,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if BACKEND != "tensorflow":
             return super().call(inputs, training=training, mask=mask)
         training = bool(training and self.trainable)
-        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
-            scale=self.gamma.value,
-            offset=self.beta.value,
-            mean=[] if training else self.moving_mean.value,
-            variance=[] if training else self.moving_variance.value,
-            epsilon=self.epsilon,
-            is_training=training,
-        )
+        mean, variance = ([], []) if training else (self.moving_mean.value, self.moving_variance.value)
+        values = {"scale": self.gamma.value, "offset": self.beta.value, "mean": mean, "variance": variance}
+        how = {"epsilon": self.epsilon, "is_training": training}
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(x=inputs, **values, **how)
         if training:
             samples = tf.cast(tf.size(inputs) / tf.size(mean), "float32")
             variance *= (samples - 1) / samples  # the op returns the unbiased one, Keras keeps the biased one
@@ -430,7 +424,10 @@ class Runs:
     def __init__(self, folder, train):
         """folder: path; train: the function (run, data, runs) that trains a run by `fit`."""
         self.folder, self.train, self.heading = pathlib.Path(folder).expanduser(), train, ""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"No runs can be kept in {folder} ({error}): set REPRODUCTION_RUNS.") from error
 
     def path(self, run):
         """The file of a run: its name changes with the run's fields and the definitions that they and train use."""
@@ -481,9 +478,8 @@ class Runs:
 
         model: compiled; it ends in the state of the trained run. batches: function of `first`, a batch's number, to
         endless `Pairs` from there. validation, test: `Pairs`, the latter for after the last epoch. Raises OSError where
-        the disk is full (what was written is intact), ValueError as `check_run`, FloatingPointError as `_finite`.
+        the disk is full (what was written is intact), FloatingPointError as `_finite`.
         """
-        check_run(run)
         with _locked(self.path(run).with_suffix(".lock")):
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
@@ -497,22 +493,17 @@ class Runs:
             keeper = _Keeper(self, run, about)
             if done < run.epochs and not about["ended"]:
                 try_transform(run.transform, batches().images[:2].astype("float32") / 255)
-                model.fit(
-                    batches(first=done * run.steps_per_epoch),
-                    steps_per_epoch=run.steps_per_epoch,
-                    initial_epoch=done,
-                    epochs=run.epochs,
-                    shuffle=False,  # of batches, which have their order already
-                    validation_data=validation,
-                    callbacks=[keeper],
-                    verbose=0,
-                )
+                how = {"initial_epoch": done, "epochs": run.epochs, "steps_per_epoch": run.steps_per_epoch}
+                how |= {"shuffle": False, "validation_data": validation}  # the batches have their order already
+                model.fit(batches(first=done * run.steps_per_epoch), callbacks=[keeper], verbose=0, **how)
             if about["test"] is None:
                 about["test"] = _finite(model.evaluate(test, return_dict=True, verbose=0), "the test")
                 about["made"] = environment() | {"precision": run.precision}
                 self.write(run, about, model)
             verb = about["ended"] or ("kept" if done == run.epochs else "trained")
-            keeper.say(f"{verb}; accuracy {about['history'][-1]['val_accuracy']:.1%} on the validation images")
+            keeper.bar.close()
+            accuracy = f"accuracy {about['history'][-1]['val_accuracy']:.1%} on the validation images"
+            print(f"{keeper.heading}: {verb}; {accuracy}", flush=True)
         return about
 
     def table(self, plan):
@@ -576,10 +567,6 @@ class _Keeper(keras.callbacks.Callback):
         form = "{desc}: {percentage:.0f} %, {remaining} left{postfix}"
         self.bar = tqdm.tqdm(total=steps, initial=done, bar_format=form, **how)
 
-    def say(self, text):
-        self.bar.close()
-        print(f"{self.heading}: {text}", flush=True)
-
     def on_test_batch_end(self, batch, logs=None):
         gap, self.now = time.monotonic() - self.now, time.monotonic()
         self.seconds += gap if gap < 60 else 0  # longer: the machine slept, or somebody stopped the process
@@ -603,27 +590,39 @@ class _Keeper(keras.callbacks.Callback):
 
 def check_run(run):
     """Raise ValueError for numbers that no run can have, and where the notebook has another definition now than it."""
-    for name, least in (("epochs", 1), ("labelled", 1), ("unlabelled", 0), ("learning_rate", 0), ("weight", 0)):
-        if isinstance(value := getattr(run, name), (int, float)) and not least <= value < float("inf"):
-            raise ValueError(f"{name} is {value}; it must be {least} or more, and finite.")
+    whole = {"epochs": 1, "labelled": 1, "unlabelled": 0, "width": 1, "batch_size": 1, "steps": 1, "seed": 0}
+    for name, least in (whole | {"learning_rate": 0, "weight": 0}).items():
+        value, kind = getattr(run, name), (int, np.integer) if name in whole else (int, float, np.number)
+        if (name, value) != ("steps", None) and not (isinstance(value, kind) and least <= value < float("inf")):
+            raise ValueError(f"{name} is {value!r}; it must be a{' whole' * (name in whole)} number, {least} or more.")
     for one in (run.model, run.pairs, run.network, type(run.transform)):
         if fingerprint(getattr(sys.modules["__main__"], one.__name__, one)) != fingerprint(one):
             raise ValueError(f"{one.__name__} was edited after this run was made: run the cells below it as well.")
 
 
 def try_transform(transform, images):
-    """Raise ValueError, which says what is wrong, unless a transform makes copies of images, float32 (n, h, w, c)."""
-    wanted = "draw must give float32 (.astype('float32')) or integers, a row an image; the call float32 as the images"
-    drew = "nothing"
+    """Raise ValueError, which says what is wrong, unless a transform makes copies of images, float32 (n, h, w, c).
+
+    It is drawn and called twice, which must give the same, then compiled as in training, where it sees no values.
+    """
+    wanted = "draw must give float32 (.astype('float32')) or integers, a row an image, from its first argument alone; "
+    wanted += "the call float32 as the images, finite, by keras.ops"
+    drew, copies, parts = "nothing", [], []
     try:
-        drawn = transform.draw(np.random.default_rng(0), images.shape)
-        parts = [np.asarray(part) for part in keras.tree.flatten(drawn)]
-        drew = ", ".join(f"{part.dtype} {part.shape}" for part in parts)
-        copies = np.asarray(transform(ops.array(images), keras.tree.map_structure(ops.array, drawn)))
+        for _ in range(2):
+            drawn = transform.draw(np.random.default_rng(0), images.shape)
+            parts = [np.asarray(part) for part in keras.tree.flatten(drawn)]
+            drew = ", ".join(f"{part.dtype} {part.shape}" for part in parts)
+            given = ops.array(images), keras.tree.map_structure(ops.array, drawn)
+            copies.append(np.asarray(transform(*given)))
+        call = transform.__call__
+        (tf.function(call, autograph=False) if BACKEND == "tensorflow" else jax.jit(call))(*given)
     except Exception as error:
         raise ValueError(f"The transform {transform!r} drew {drew} and fails ({error}); {wanted}.") from error
-    if {part.shape[:1] for part in parts} != {images.shape[:1]} or (copies.shape, copies.dtype) != (images.shape, "f4"):
-        raise ValueError(f"The transform {transform!r} drew {drew} and gave {copies.dtype} {copies.shape}; {wanted}.")
+    gave = copies[0].shape, copies[0].dtype.name
+    as_wanted = {part.shape[:1] for part in parts} == {images.shape[:1]} and gave == (images.shape, "float32")
+    if not as_wanted or not np.allclose(*copies, atol=1e-5):  # nor is NaN close to NaN
+        raise ValueError(f"The transform {transform!r} drew {drew} and gave {gave[1]} {gave[0]}; {wanted}.")
 
 
 # -------------------------------------------------------------------------------------------- records, tables, figures

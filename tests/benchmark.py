@@ -54,7 +54,7 @@ def our_step(method, transform, width, kind=None, count=128, own_layers=False):
     """Function that takes a training step with the notebook's model, as `fit` does."""
     keras.config.set_dtype_policy(helpers.fastest_precision(width))
     model = (kind or method.ConsistencyModel)(network(method, width, own_layers), transform)
-    model.compile(optimizer=keras.optimizers.Adam(), jit_compile=helpers.jit_compile())
+    model.compile(optimizer=keras.optimizers.Adam(), jit_compile=helpers.JIT_COMPILE)
     model.make_train_function()
     batch = batch_of(method, transform, count)
     return lambda: model.train_function(iter([batch]))
@@ -101,7 +101,7 @@ ON_JAX = """
 import notebook, helpers, keras, numpy as np, sys, time
 method = notebook.load_method()
 model = method.ConsistencyModel(method.build_network(int(sys.argv[1])), method.Shift())
-model.compile(optimizer=keras.optimizers.Adam(), jit_compile=helpers.jit_compile())
+model.compile(optimizer=keras.optimizers.Adam(), jit_compile=helpers.JIT_COMPILE)
 batch = method.Pairs(np.zeros((128, 32, 32, 3), "uint8"), np.zeros(128, "int32"), method.Shift(), 0)[0]
 times = [time.perf_counter()]
 for _ in range(1 + int(sys.argv[2])):  # the first call compiles

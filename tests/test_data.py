@@ -1,5 +1,7 @@
 """Loading images: what is accepted, and what is said of the rest."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -32,11 +34,15 @@ def test_images_of_ones_own_are_taken_and_named_after_their_content(tmp_path, mo
     [
         ({"y_test": None}, "lacks y_test"),
         ({"x_train": arrays()["x_train"] / 255}, "must be uint8"),
-        ({"x_train": arrays()["x_train"].transpose(0, 3, 1, 2)}, "channels, last|1 or 3 channels"),
+        ({"x_train": arrays()["x_train"].transpose(0, 3, 1, 2)}, "with 1 or 3 channels, last"),
         ({"y_train": np.eye(3, dtype=int)[np.arange(60) % 3]}, "not one-hot"),
+        ({"y_train": np.arange(60) % 3 / 1}, "must be integers"),
+        ({"y_train": np.arange(59) % 3}, "one an image"),
         ({"y_train": np.arange(60) % 3 + 1}, "0 ... classes - 1"),
         ({"y_test": np.full(60, 7)}, "0 ... classes - 1"),
-        ({"x_test": np.zeros((60, 64, 64, 1), "uint8")}, "test images"),
+        ({"classes": np.array(["one", "two"])}, "all of the 2"),
+        ({"x_test": np.zeros((60, 64, 64, 1), "uint8")}, "of one size"),
+        ({"x_test": np.zeros((0, 28, 28, 1), "uint8"), "y_test": np.zeros(0, int)}, "of one size"),
     ],
 )
 def test_other_layouts_are_refused(tmp_path, changes, said):
@@ -56,3 +62,19 @@ def test_a_file_that_is_not_there_or_damaged(tmp_path):
 def test_generated_rings_have_all_classes():
     data = helpers.generate_rings(train=500, test=50)
     assert data.train_images.shape == (500, 32, 32, 3) and set(data.train_labels) == set(range(10)) and data.note
+
+
+def test_data_made_by_hand_are_looked_at_too():
+    rings = helpers.generate_rings(train=500, test=50)
+    with pytest.raises(ValueError, match="labels must be integers, one an image"):
+        dataclasses.replace(rings, test_images=rings.test_images[:20])
+    with pytest.raises(ValueError, match="all of one size"):
+        dataclasses.replace(rings, validation=0)
+
+
+def test_other_test_images_have_another_name(tmp_path, monkeypatch):
+    same, labels = arrays(), (np.arange(60) % 3).astype("int32")
+    monkeypatch.setattr(helpers, "CIFAR10_SHA256", helpers.digest(same["x_train"], labels, same["x_test"], labels))
+    monkeypatch.setattr(helpers, "CLASSES", ("zero", "one", "two"))
+    assert helpers.load_data(saved(tmp_path)).name == "cifar10"
+    assert helpers.load_data(saved(tmp_path, x_test=same["x_train"])).name.startswith("mine-")

@@ -76,8 +76,9 @@ def test_subsets_do_not_overlap_and_hide_labels(method, data):
     assert [len(labels) for _, labels in sets.values()] == [600, 200, 100]
     assert (sets["training"][1][400:] == -1).all() and (sets["training"][1][:400] == data.train_labels[:400]).all()
     assert np.shares_memory(sets["validation"][0], data.train_images[600:])
-    with pytest.raises(ValueError, match="there are 600"):
-        method.subsets(data, labelled=400, unlabelled=201)
+    for labelled, unlabelled, said in ((400, 201, "has 800, the last 200"), (10, -5, "-5"), (5, 5, "have no label")):
+        with pytest.raises(ValueError, match=said):
+            method.subsets(data, labelled, unlabelled)
 
 
 def test_batches_follow_from_seed_and_number(method, data):

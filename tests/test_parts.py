@@ -21,7 +21,7 @@ def trained(method, data, tmp_path):
         run = method.as_released(notebook.small_ways(method, method.TRANSFORMS[name], settings)["SemiCT"])
         step_one, _ = method.train(run.start, data, helpers.Runs(tmp_path, method.train))
         model = kind(run.network(4, 10, (32, 32, 3)), run.transform)
-        model.compile(optimizer=keras.optimizers.Adam(1e-5), jit_compile=helpers.jit_compile())
+        model.compile(optimizer=keras.optimizers.Adam(1e-5), jit_compile=helpers.JIT_COMPILE)
         model.optimizer.build(model.trainable_variables)
         model.start_from(step_one)
         return step_one, model
@@ -49,7 +49,7 @@ def test_what_is_taken_over_otherwise(method, trained, kind, rate, moments):
 def test_the_released_network_is_never_told_that_it_trains(method, data):
     for kind, changed in ((method.ReleasedModel, False), (method.TrainingMode, True)):
         model = kind(method.build_network(4), method.Noise())
-        model.compile(optimizer=keras.optimizers.Adam(), jit_compile=helpers.jit_compile())
+        model.compile(optimizer=keras.optimizers.Adam(), jit_compile=helpers.JIT_COMPILE)
         model.fit(method.Pairs(data.train_images[:128], data.train_labels[:128], method.Noise(), 0), verbose=0)
         still = model.network.non_trainable_variables
         means = [np.asarray(variable) for variable in still if "moving_mean" in variable.path]
@@ -80,6 +80,13 @@ def test_released_batches(method, data):
     shifts = method.ReleasedPairs(data.train_images[:300], labels, shift, 3, shuffled=True)
     amounts = np.concatenate([shifts[number][0]["parameters"][:, :, 2] for number in range(20)])
     assert (amounts == np.round(amounts)).all() and (amounts.min(), amounts.max()) == (-10, 9)
+
+
+def test_a_strength_is_kept_as_released(method, settings):
+    strengths = [method.Noise(0.3), method.Shift(3), method.Rotation(90)]
+    runs = [method.as_released(method.four_ways(one, settings)["SemiCT"]) for one in strengths]
+    assert [vars(run.transform) for run in runs] == [{"deviation": 0.3}, {"pixels": 3}, {"angle": 0.0, "degrees": 90}]
+    assert all(vars(run.start.transform) == vars(run.transform) for run in runs)
 
 
 def test_half_labelled(method, data):
