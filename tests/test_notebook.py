@@ -19,7 +19,7 @@ README = (notebook.ROOT / "README.md").read_text()
 
 
 def test_the_notebook_runs_twice_from_top_to_bottom_at_smoke(tmp_path):
-    """On images of one's own, 28 x 28, grey and of three classes, in one kernel, then Part I once more, where all runs are kept."""
+    """On images of one's own, 28 x 28, grey, of three classes; then Part I once more, where all runs are kept."""
     rings = helpers.generate_rings(train=2000, test=200)
     images = {"x_train": rings.train_images[:, :28, :28, :1], "x_test": rings.test_images[:, :28, :28, :1]}
     np.savez(tmp_path / "rings.npz", y_train=rings.train_labels % 3, y_test=rings.test_labels % 3, **images)
