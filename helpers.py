@@ -691,9 +691,9 @@ def show_curves(curves, heading):
 def show_pairs(images, copies, heading):
     """Draw images in a row and their copies below them: float (n, height, width, channels), 0 ... 1."""
     edges = [(0, 0), (0, 2), (0, 2), (0, 0)]  # white, below and to the right; one axis is drawn faster than twenty
-    rows = (np.pad(np.clip(row, 0, 1), edges, constant_values=1) for row in (images, copies))
+    rows = [np.hstack(np.pad(np.clip(row, 0, 1), edges, constant_values=1)) for row in (images, copies)]
     _, axis = plt.subplots(figsize=(0.75 * len(images), 1.9))
-    axis.imshow(np.vstack([np.hstack(row) for row in rows]).squeeze(), cmap="gray", vmin=0, vmax=1)
+    axis.imshow(np.vstack(rows).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.axis("off")
     axis.set_title(heading, fontsize=10)
     plt.tight_layout(pad=0.3)
