@@ -127,6 +127,19 @@ def collapse_wide(method):
     return collapse(method, "collapse wide", width=64, labelled=4000, epochs_start=64, epochs=20, batch_size=128)
 
 
+def collapse_standard(method):
+    """What it needs at `standard` (rotation): 150 steps from step one of Table 1 as released: list of (study, Run)."""
+    runs = [run for _, run in released(method) if (run.method, run.transform.name) == ("SemiCT", "rotation")]
+    ways = method.collapse_ways("rotation")
+    kept = ("as released", "fresh Adam, 1e-5", "moments, 1e-5", "fresh Adam, 1e-3", "exact logarithms")
+    kept += ("no consistency loss", "half labelled")
+    plan = []
+    for way in kept:
+        changed = {name: getattr(ways[way], name) for name in ("method", "model", "pairs", "learning_rate", "weight")}
+        plan += [dataclasses.replace(run, epochs=10, steps=15, **changed) for run in runs]
+    return [("collapse standard", run) for run in plan]
+
+
 def segmentation(method):
     """Five ways, 1, 2, 4 and 8 labelled slices, three seeds: list of (study, Run)."""
     sizes = [(seed, slices) for seed in range(3) for slices in (1, 2, 4, 8)]
@@ -144,6 +157,7 @@ _LISTS = (
     collapse,
     collapse_long,
     collapse_wide,
+    collapse_standard,
     segmentation,
 )
 LISTS = {one.__name__: one for one in _LISTS}
