@@ -115,6 +115,16 @@ def test_images_of_ones_own_train_whatever_a_keras_json_says(tmp_path):
     assert "(None, 3) float32" in done.stdout, done.stderr[-3000:]
 
 
+def test_the_table_in_readme_is_that_of_the_records():
+    records = helpers.read_results()
+    records = records[(records["preset"] == "standard, width 16") & records["study"].isin(["table1", "control"])]
+    long = records["method"].where(records["study"] == "table1", records["method"] + ", long")
+    table = helpers.table_1({"report": helpers.REPORT, "here": records.assign(method=long)}, ["accuracy"])["accuracy"]
+    for method in ("Supervised", "Supervised, long", "SemiC", "SemiCT", "SemiCTE"):
+        cells = [" / ".join(table.loc[(transform, method)]) for transform in ("noise", "shift", "rotation")]
+        assert f"| {method} | {' | '.join(cells)} |" in README
+
+
 def test_the_transform_in_readme(method, settings, data, tmp_path):
     snippet = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
     file = tmp_path / "snippet.py"
