@@ -10,7 +10,7 @@ import pytest
 
 
 def pytest_passes_on_jax(cache, *arguments, **environment):
-    """Run pytest with JAX, which keeps what it has compiled: half of the time of tests this small."""
+    """Run pytest with JAX, which keeps what it has compiled: a third of the time of tests this small."""
     own = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     notebook.pytest_passes(*arguments, KERAS_BACKEND="jax", **own, **environment)
 
