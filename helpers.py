@@ -23,9 +23,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import textwrap
 import time
-import types
 
 import filelock
 import matplotlib.pyplot as plt
@@ -87,7 +85,7 @@ def environment():
     if ACCELERATORS:
         details = {} if BACKEND == "jax" else tf.config.experimental.get_device_details(ACCELERATORS[0])
         kind = details.get("device_name") or getattr(ACCELERATORS[0], "device_kind", "GPU")
-        device = f"{len(ACCELERATORS)} x {kind}"
+        device = f"{len(ACCELERATORS) if BACKEND == 'jax' else 1} x {kind}"  # TensorFlow uses the first alone
     git = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "--short=9", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     used = f"{BACKEND} {sys.modules[BACKEND].__version__}, keras {keras.__version__}, python {sys.version.split()[0]}"
@@ -136,8 +134,8 @@ class Data:
             if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
                 wanted = "uint8 (n, height, width, channels), 0 ... 255, with 1 or 3 channels, last"
                 raise ValueError(f"{has}: images must be {wanted}.")
-            if labels.dtype.kind not in "ui" or labels.shape not in (images.shape[:1], images.shape[:3]):
-                raise ValueError(f"{has}: labels must be integers, one an image, not one-hot.")
+            if labels.dtype.kind != "i" or labels.shape not in (images.shape[:1], images.shape[:3]):
+                raise ValueError(f"{has}: labels must be integers, one an image or pixel, signed, not one-hot.")
             if images.shape[1:] != self.train_images.shape[1:] or not len(images) or self.validation < 1:
                 raise ValueError(f"{has}: there must be images for training, validation and test, all of one size.")
             known = set(np.unique(labels).tolist()) - {-1}
@@ -172,7 +170,7 @@ def load_data(path=None, generate=False):
     train, test = (one.astype("int32") if one.dtype.kind in "ui" else one for one in labels)
     found = digest(arrays["x_train"], train, arrays["x_test"], test)
     name = "cifar10" if found == CIFAR10_SHA256 else f"{pathlib.Path(path or 'CIFAR-10').stem}-{found[:8]}"
-    classes = CLASSES if name == "cifar10" else map(str, arrays.get("classes", np.unique(train)))
+    classes = CLASSES if name == "cifar10" else map(str, arrays.get("classes", np.unique(train[train >= 0])))
     return Data(name, tuple(classes), arrays["x_train"], train, arrays["x_test"], test)
 
 
@@ -332,9 +330,9 @@ class _Namer(pickle.Pickler):
             return list, ([type(thing), config, thing.get_weights()],)
         if isinstance(thing, (property, staticmethod, classmethod)):
             thing = getattr(thing, "fget", None) or thing.__func__
-        while hasattr(thing, "__wrapped__") and not (isinstance(thing, types.FunctionType) and _is_own(thing)):
+        while hasattr(thing, "__wrapped__") and not (inspect.isfunction(thing) and _is_own(thing)):
             thing = thing.__wrapped__  # what a library's decorator made
-        if not isinstance(thing, (type, types.FunctionType)) or thing in (str, list):
+        if not (inspect.isclass(thing) or inspect.isfunction(thing)) or thing in (str, list):
             return NotImplemented
         if not _is_own(thing):
             return str, (f"{thing.__module__}.{thing.__qualname__}",)
@@ -349,7 +347,7 @@ def _is_own(thing):
     """Whether a module, class or function is the reader's or this project's, not an installed library's."""
     module = thing if inspect.ismodule(thing) else sys.modules.get(thing.__module__)
     file = getattr(module, "__file__", None) or sysconfig.__file__
-    if isinstance(thing, types.FunctionType) and os.path.exists(thing.__code__.co_filename):
+    if inspect.isfunction(thing) and os.path.exists(thing.__code__.co_filename):
         file = thing.__code__.co_filename
     elif module is sys.modules["__main__"]:
         return True
@@ -380,7 +378,8 @@ def _function_parts(thing):
     if code.co_name == "<lambda>" or not lines:  # there may be two in a line
         source = [[c.co_code, c.co_names, [v for v in c.co_consts if not inspect.iscode(v)]] for c in codes]
     else:
-        tree = ast.parse(textwrap.dedent("".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))))
+        block = "".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))
+        tree = ast.parse("if True:\n" + block if block[0].isspace() else block)
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
@@ -438,7 +437,7 @@ class Runs:
         return self.path(run).stem[-12:]
 
     def __contains__(self, run):
-        return self._read(run) is not None  # a damaged file is none
+        return self._read(run) is not None  # finished or not; a damaged file is none
 
     def about(self, run):
         """What the file says of the run without its state: dict with `history`, `test`, `made`, or None."""
@@ -447,7 +446,7 @@ class Runs:
     def _read(self, run, state=True):
         path = self.path(run)
         try:
-            with np.load(path) as file:
+            with np.load(io.BytesIO(path.read_bytes())) as file:  # in memory no damage looks like an error of the disk
                 about = json.loads(str(file["about"]))
                 return about, [file[f"{place:04}"] for place in range(len(file.files) - 1)] if state else None
         except FileNotFoundError:
@@ -468,7 +467,7 @@ class Runs:
             with open(temporary, "wb") as file:
                 file.write(content.getbuffer())
                 os.fsync(file.fileno())
-            os.replace(temporary, self.path(run))
+            os.replace(temporary, temporary.with_suffix(".npz"))
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise OSError(error.errno, f"{error.strerror}; what was saved before is intact", str(temporary)) from error
@@ -491,17 +490,17 @@ class Runs:
                 variable.assign(value)
             done = len(about["history"])
             keeper = _Keeper(self, run, about)
-            if done < run.epochs and not about["ended"]:
-                try_transform(run.transform, batches().images[:2].astype("float32") / 255)
-                how = {"initial_epoch": done, "epochs": run.epochs, "steps_per_epoch": run.steps_per_epoch}
-                how |= {"shuffle": False, "validation_data": validation}  # the batches have their order already
-                model.fit(batches(first=done * run.steps_per_epoch), callbacks=[keeper], verbose=0, **how)
-            if about["test"] is None:
-                about["test"] = _finite(model.evaluate(test, return_dict=True, verbose=0), "the test")
-                about["made"] = environment() | {"precision": run.precision}
-                self.write(run, about, model)
+            with keeper.bar:
+                if done < run.epochs and not about["ended"]:
+                    try_transform(run.transform, batches().images[:2].astype("float32") / 255)
+                    how = {"initial_epoch": done, "epochs": run.epochs, "steps_per_epoch": run.steps_per_epoch}
+                    how |= {"shuffle": False, "validation_data": validation}  # the batches have their order already
+                    model.fit(batches(first=done * run.steps_per_epoch), callbacks=[keeper], verbose=0, **how)
+                if about["test"] is None:
+                    about["test"] = _finite(model.evaluate(test, return_dict=True, verbose=0), "the test")
+                    about["made"] = environment() | {"precision": run.precision}
+                    self.write(run, about, model)
             verb = about["ended"] or ("kept" if done == run.epochs else "trained")
-            keeper.bar.close()
             accuracy = f"accuracy {about['history'][-1]['val_accuracy']:.1%} on the validation images"
             print(f"{keeper.heading}: {verb}; {accuracy}", flush=True)
         return about
@@ -534,7 +533,8 @@ class Runs:
                 self.train(run, data, self)
             except FloatingPointError as error:
                 print(f"\n{self.heading}{title(run)} failed: {error}")
-        self.heading = ""
+            finally:
+                self.heading = ""
 
 
 def _locked(path):
@@ -595,8 +595,10 @@ def check_run(run):
         value, kind = getattr(run, name), (int, np.integer) if name in whole else (int, float, np.number)
         if (name, value) != ("steps", None) and not (isinstance(value, kind) and least <= value < float("inf")):
             raise ValueError(f"{name} is {value!r}; it must be a{' whole' * (name in whole)} number, {least} or more.")
-    for one in (run.model, run.pairs, run.network, type(run.transform)):
-        if fingerprint(getattr(sys.modules["__main__"], one.__name__, one)) != fingerprint(one):
+    kinds = run.model, run.pairs, run.network, type(run.transform)
+    for one in filter(_is_own, itertools.chain(*(getattr(kind, "__mro__", [kind]) for kind in kinds))):
+        now = getattr(sys.modules["__main__"], one.__name__, one)
+        if now is not one and fingerprint(now) != fingerprint(one):
             raise ValueError(f"{one.__name__} was edited after this run was made: run the cells below it as well.")
 
 
@@ -634,7 +636,7 @@ KEYS = ["id", "study", "preset", "training", "transform", "method", "width", "se
 def read_results(table="runs", folder=RESULTS):
     """A table of records: "runs", a row a run, or "curves", a row an epoch; empty where there is none."""
     path = pathlib.Path(folder) / f"{table}.csv"
-    return pd.read_csv(path, dtype={"id": str}) if path.exists() else pd.DataFrame(columns=KEYS)
+    return pd.read_csv(path, dtype={"id": str, "start": str}) if path.exists() else pd.DataFrame(columns=KEYS)
 
 
 plt.rcParams.update({"figure.dpi": 77, "xtick.labelsize": 8})  # small files, room for names
@@ -675,17 +677,16 @@ def show_accuracy(sources, heading):
 
 def show_curves(curves, heading):
     """Draw both losses and the accuracy over the epochs, training dashed and validation solid, as in Figure 6."""
-    figure, axes = plt.subplots(1, 3, figsize=(10, 2.8))
+    figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="tight")
     labels = ("supervised loss (nats)", "consistency loss (nats)", "accuracy")
     for axis, metric, label in zip(axes, ("loss_supervised", "loss_consistency", "accuracy"), labels, strict=True):
         for prefix, line in (("val_", "-"), ("", "--")) if len(curves) else ():
-            how = {"linestyle": line, "marker": "." if curves["epoch"].max() == 1 else ""}
-            how["legend"] = prefix and axis is axes[0]
+            dot = "." * (set(curves["epoch"]) == {1})
+            how = {"linestyle": line, "marker": dot, "legend": prefix and axis is axes[0]}
             sns.lineplot(curves, x="epoch", y=prefix + metric, hue="transform", palette="colorblind", ax=axis, **how)
         axis.set(xlabel="epoch", ylabel=label, xlim=(0, None), ylim=(0, 1.05 * axis.dataLim.y1 if len(curves) else 1))
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{heading}: training dashed, validation solid")
-    figure.tight_layout()
 
 
 def show_pairs(images, copies, heading):

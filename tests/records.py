@@ -277,8 +277,10 @@ def main():
         if os.getpgrp() != os.getpid():
             os.setpgrp()
         LEADER.write_text(str(os.getpgrp()))
-        train_all(method, arguments.list, plan)
-        LEADER.unlink()
+        try:
+            train_all(method, arguments.list, plan)
+        finally:
+            LEADER.unlink()
 
 
 if __name__ == "__main__":

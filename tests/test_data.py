@@ -27,6 +27,8 @@ def test_images_of_ones_own_are_taken_and_named_after_their_content(tmp_path, mo
     monkeypatch.setenv("HOME", str(tmp_path))
     assert helpers.load_data("~/mine.npz").name == data.name  # a home folder is expanded
     assert helpers.load_data(saved(tmp_path, x_train=arrays()["x_test"])).name != data.name
+    some = np.where(np.arange(60) < 30, np.arange(60) % 3, -1)  # the others have none
+    assert helpers.load_data(saved(tmp_path, y_train=some)).classes == data.classes
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,8 @@ def test_data_made_by_hand_are_looked_at_too():
     rings = helpers.generate_rings(train=500, test=50)
     with pytest.raises(ValueError, match="labels must be integers, one an image"):
         dataclasses.replace(rings, test_images=rings.test_images[:20])
+    with pytest.raises(ValueError, match="signed"):  # -1 stands for none
+        dataclasses.replace(rings, train_labels=rings.train_labels.astype("uint8"))
     with pytest.raises(ValueError, match="all of one size"):
         dataclasses.replace(rings, validation=0)
 

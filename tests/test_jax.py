@@ -26,11 +26,12 @@ def test_killed_trainings_on_jax(tmp_path):
 
 
 EPOCH = """
-import notebook, helpers, json, tempfile
+import notebook, helpers, json, keras, tempfile
 method, data = notebook.load_method(), notebook.small_data()
 settings = method.PRESETS["smoke"] | method.REPORTED | {"precision": "float32", "labelled": 100, "unlabelled": 156}
 run = notebook.small_ways(method, method.Shift(), settings)["SemiC"]
-print(json.dumps(method.train(run, data, helpers.Runs(tempfile.mkdtemp(), method.train))[1]["history"][0]))
+row = method.train(run, data, helpers.Runs(tempfile.mkdtemp(), method.train))[1]["history"][0]
+print(json.dumps(row | {"seconds": 0, "distributed": keras.distribution.distribution() is not None}))
 """
 
 
@@ -41,5 +42,6 @@ def test_two_devices_give_the_numbers_of_one():
         how = {"cwd": notebook.ROOT / "tests", "env": os.environ | own, "capture_output": True, "text": True}
         done = subprocess.run([sys.executable, "-c", EPOCH], **how)
         assert done.returncode == 0, done.stderr[-3000:]
-        histories.append(json.loads(done.stdout.splitlines()[-1]) | {"seconds": 0})
+        histories.append(json.loads(done.stdout.splitlines()[-1]))
+    assert [history.pop("distributed") for history in histories] == [False, True]
     assert histories[0] == pytest.approx(histories[1], rel=1e-5, abs=1e-5)

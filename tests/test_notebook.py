@@ -10,6 +10,7 @@ import sys
 import nbformat
 import notebook
 import numpy as np
+import pandas as pd
 import pytest
 import test_data
 
@@ -123,6 +124,24 @@ def test_the_table_in_readme_is_that_of_the_records():
     for method in ("Supervised", "Supervised, long", "SemiC", "SemiCT", "SemiCTE"):
         cells = [" / ".join(table.loc[(transform, method)]) for transform in ("noise", "shift", "rotation")]
         assert f"| {method} | {' | '.join(cells)} |" in README
+
+
+def test_differences_are_judged_by_the_rule_of_section_9(method):
+    cells = [cell.source for cell in nbformat.read(notebook.NOTEBOOK, as_version=4).cells]
+    names = vars(method) | {"records": helpers.read_results(), "shipped": {}}
+    for definition in ("def gain(", "def judge("):
+        [source] = [source for source in cells if definition in source]
+        exec(source, names)
+    ways = {"Supervised": (0.50, 0.52, 0.51), "SemiC": (0.55, 0.58, 0.55), "SemiCT": (0.52, 0.50, 0.51)}
+    rows = [
+        {"transform": "shift", "method": way, "seed": s, "accuracy": a} for way in ways for s, a in enumerate(ways[way])
+    ]
+    table = names["judge"](pd.DataFrame(rows)).loc["shift"]
+    assert table.loc["SemiC - Supervised"].tolist() == ["+5.0 ± 0.6 (3 seeds)", "ahead", "+6.5", "✓"]
+    assert table.loc["SemiCT - Supervised"].tolist() == ["+0.0 ± 1.2 (3 seeds)", "undecided", "+9.0", "?"]
+    one = names["judge"](pd.DataFrame(rows).query("seed == 0")).loc["shift"]
+    assert one.loc["SemiC - Supervised"].tolist() == ["+5.0 ± 0.7 (one seed)", "ahead", "+6.5", "✓"]
+    assert one.loc["SemiCT - SemiC"].tolist() == ["-3.0 ± 0.7 (one seed)", "behind", "+2.5", "✗"]
 
 
 def test_the_transform_in_readme(method, settings, data, tmp_path):

@@ -8,6 +8,7 @@ import notebook
 import numpy as np
 import pytest
 from keras import ops
+from test_method import gradient
 
 import helpers
 
@@ -75,6 +76,7 @@ def test_released_batches(method, data):
     batches = [pairs[number][0]["parameters"] for number in range(6)]
     assert all(len(batch) == 128 for batch in batches)  # the third of three is topped up
     assert all((maps == batches[0][0]).all() for batch in batches for maps in batch)
+    assert (pairs[2][0]["images"][44:] == pairs[0][0]["images"][:84]).all()  # by the first of the same pass
     other = method.ReleasedPairs(data.train_images[:200], labels[:200], angle, 3)
     assert (other[0][0]["parameters"][0] != batches[0][0]).any() and len(other[1][1]) == 72
     shifts = method.ReleasedPairs(data.train_images[:300], labels, shift, 3, shuffled=True)
@@ -82,11 +84,14 @@ def test_released_batches(method, data):
     assert (amounts == np.round(amounts)).all() and (amounts.min(), amounts.max()) == (-10, 9)
 
 
-def test_a_strength_is_kept_as_released(method, settings):
+def test_as_released_changes_model_batches_and_transform_and_keeps_its_strength(method, settings):
     strengths = [method.Noise(0.3), method.Shift(3), method.Rotation(90)]
     runs = [method.as_released(method.four_ways(one, settings)["SemiCT"]) for one in strengths]
     assert [vars(run.transform) for run in runs] == [{"deviation": 0.3}, {"pixels": 3}, {"angle": 0.0, "degrees": 90}]
     assert all(vars(run.start.transform) == vars(run.transform) for run in runs)
+    assert {(one.model, one.pairs) for run in runs for one in (run, run.start)} == {
+        (method.ReleasedModel, method.ReleasedPairs)
+    }
 
 
 def test_half_labelled(method, data):
@@ -106,42 +111,27 @@ def test_the_ways_of_the_collapse_differ_in_one_thing(method):
         assert changed in ({"model"}, {"model", "learning_rate"}, {"start"}, {"pairs"}, {"weight"}), way
 
 
-def smooth(count, size, seed=0):
-    """Random pictures, float32 (count, size, size, 1)."""
-    return np.random.default_rng(seed).random((count, size, size, 1), dtype="float32")
-
-
 def test_the_bent_view_is_elasticdeforms_with_its_gradient(method):
-    images, grid = smooth(3, 40), np.random.default_rng(1).normal(0, 4, (3, 5, 5, 2)).astype("float32")
+    random = np.random.default_rng(1)
+    images, weights = random.random((2, 3, 40, 40, 1), dtype="float32")
+    grid = random.normal(0, 4, (3, 5, 5, 2)).astype("float32")
     still = np.tile(np.eye(2, 3, dtype="float32"), (3, 1, 1))
     drawn = {"second": still, "grid": grid}
     ours = np.asarray(method.TwoViews()(images, drawn))
-    weights = smooth(3, 40, seed=2)
-    variable = keras.Variable(images)
-    if helpers.BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            total = ops.sum(method.TwoViews()(variable.value, drawn) * weights)
-        gradient = tape.gradient(total, variable.value)
-    else:
-        import jax
-
-        gradient = jax.grad(lambda x: ops.sum(method.TwoViews()(x, drawn) * weights))(variable.value)
+    backward = gradient(lambda x: ops.sum(method.TwoViews()(x, drawn) * weights), images)
     for number in range(3):
         moves, how = grid[number].transpose(2, 0, 1).astype("float64"), {"order": 3, "axis": (0, 1)}
         theirs = elasticdeform.deform_grid(images[number], moves, **how)
         np.testing.assert_allclose(ours[number], theirs, atol=1e-5)
         back = elasticdeform.deform_grid_gradient(weights[number], moves, **how)
-        np.testing.assert_allclose(np.asarray(gradient)[number], back, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(backward[number], back, rtol=1e-5, atol=1e-5)
 
 
 def test_the_way_between_the_views_is_exact(method):
     drawn = method.TwoViews().draw(np.random.default_rng(0), (4, 32, 32, 1))
-    first, second = (np.asarray(points) for points in method.both_points(drawn, 32, 32))
+    second = np.asarray(method.second_points(drawn, 32, 32))
     between = np.asarray(method.moved(drawn["inverse"], second))
     np.testing.assert_allclose(np.asarray(method.moved(drawn["first"], between)), second, atol=1e-4)
-    assert first.shape == second.shape == (4, 32, 32, 2)
 
 
 def test_labels_move_with_their_image_and_are_unknown_outside(method):
@@ -153,6 +143,20 @@ def test_labels_move_with_their_image_and_are_unknown_outside(method):
     assert (moved[:, :13] == labels[:, 3:]).all() and (moved[:, 13:] == -1).all()
     image = np.asarray(method.TwoViews()(labels[..., None].astype("float32"), drawn))[..., 0]
     np.testing.assert_allclose(image[:, :13], moved[:, :13], atol=1e-4)
+
+
+def test_each_view_has_its_own_labels(method):
+    blocks = np.random.default_rng(0).integers(0, 2, (4, 4, 4))
+    labels = np.kron(blocks, np.ones((1, 16, 16), int)).astype("int32")
+    network = keras.Sequential([keras.Input((64, 64, 1)), keras.layers.Conv2D(2, 1)])
+    network.set_weights([np.array([0, 9], "float32").reshape(1, 1, 1, 2), np.array([0, -4.5], "float32")])
+    model, drawn = (
+        method.SegmentationModel(network, method.TwoViews()),
+        method.TwoViews().draw(np.random.default_rng(1), (4, 64, 64, 1)),
+    )
+    answers = np.asarray(model({"images": labels[..., None].astype("float32"), "parameters": drawn})).argmax(-1)
+    moved = np.asarray(model.both_labels(labels, drawn))
+    assert (answers == moved)[moved >= 0].mean() > 0.97  # of the pixels: between them the picture is interpolated
 
 
 def test_an_equivariant_network_is_consistent_where_views_meet(method):
