@@ -573,8 +573,7 @@ class _Keeper(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.on_test_batch_end(batch)
-        numbers = {name: f"{float(logs[name]):.3f}" for name in ("loss", "accuracy", "agreement")}
-        self.bar.set_postfix(numbers, refresh=False)
+        self.bar.set_postfix({name: float(logs[name]) for name in ("loss", "accuracy", "agreement")}, refresh=False)
         self.bar.update()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -640,7 +639,8 @@ def read_results(table="runs", folder=RESULTS):
 
 
 plt.rcParams.update({"figure.dpi": 77, "xtick.labelsize": 8})  # small files, room for names
-COLOURS = {"Supervised": "#000000", "SemiC": "#0072B2", "SemiCT": "#D55E00", "SemiCTE": "#009E73"}  # Okabe and Ito's
+COLOURS = {"Supervised": "#000000", "Supervised, long": "#777777", "Supervised, slow": "#BBBBBB"}
+COLOURS |= {"SemiC": "#0072B2", "SemiCT": "#D55E00", "SemiCTE": "#009E73"}  # Okabe and Ito's
 REPORT = read_results("report")  # Table 1. It prints 0.1 % twice where its loss of 14.5 shows the fraction 0.1.
 
 
@@ -651,9 +651,9 @@ def table_1(sources, metrics=("accuracy", "agreement", "cross_entropy", "loss_co
     """
     columns = {}
     rows = pd.concat([rows[["transform", "method"]] for rows in sources.values() if len(rows)]).drop_duplicates()
-    cells = rows.itertuples(index=False, name=None)
-    for metric, name, key in itertools.product(metrics, sources, cells):
-        form = "{:.1%}" if metric in ("accuracy", "agreement") else "{:.2f}"
+    order = np.argsort(pd.factorize(rows["transform"])[0], kind="stable")
+    for metric, name, key in itertools.product(metrics, sources, rows.iloc[order].itertuples(index=False, name=None)):
+        form = "{:.1%}" if metric.startswith(("accuracy", "agreement")) else "{:.2f}"
         rows = sources[name]
         found = rows[(rows["transform"] == key[0]) & (rows["method"] == key[1])]
         values = found[metric].dropna() if len(found) else []

@@ -1,4 +1,4 @@
-"""Measures speed, `make bench`: medians of interleaved repeats, printed and kept in runs/benchmark.json.
+"""Measures speed, `make bench`: medians of interleaved repeats, printed and kept in results/benchmark.json.
 
 The step is compared with a plain loop, as the report's code has it (float32, elasticdeform image by image on the host,
 Keras's own normalisation and activation, its own gradient tape), and with Keras's `fit` on Keras's own layers in the
@@ -9,7 +9,6 @@ import argparse
 import functools
 import json
 import os
-import pathlib
 import resource
 import subprocess
 import sys
@@ -118,21 +117,25 @@ def step_on_jax_ms(width, rounds):
     return float(subprocess.run(command, check=True, **how).stdout)
 
 
-def operations(method, width):
-    """Floating-point operations of a step with 128 images and copies: three times those of the convolutions."""
-    total = 0
-    for layer in method.build_network(width).layers:
-        if isinstance(layer, keras.layers.Conv2D):
-            total += 2 * np.prod(layer.output.shape[1:]) * np.prod(layer.kernel.shape[:3])
-    return 3 * 256 * float(total)
+def at_best_ms(method, width):
+    """What bounds a step with 128 images and copies: milliseconds of its products, and of its traffic with the memory.
 
-
-def peak(width):
-    """Operations a second of a matrix product in the number type of a width."""
+    Products: those of the convolutions and, twice as many, of their gradients, as fast as a large matrix product.
+    Traffic: every layer's values, and their gradients, are written once and read twice, as fast as a large copy.
+    """
     kind = "bfloat16" if "bfloat16" in helpers.fastest_precision(width) else "float32"
-    matrix = tf.cast(tf.random.normal((4096, 4096)), kind)
-    product = tf.function(lambda: tf.linalg.matmul(matrix, matrix))
-    return 2 * 4096**3 / (median_ms({"product": product}, 5)["product"] / 1000)
+    layers = method.build_network(width).layers
+    convolutions = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
+    products = sum(np.prod(layer.output.shape[1:]) * np.prod(layer.kernel.shape[:3]) for layer in convolutions)
+    values = sum(np.prod(layer.output.shape[1:]) for layer in layers)
+    matrix, large = tf.cast(tf.random.normal((4096, 4096)), kind), tf.zeros(2**28, "int8")
+    tries = {"product": tf.function(lambda: tf.linalg.matmul(matrix, matrix)), "copy": tf.function(lambda: large + 1)}
+    times = median_ms(tries, 5)
+    traffic = 256 * 6 * values * (2 if kind == "bfloat16" else 4)
+    return {
+        "products": 256 * 3 * products / 4096**3 * times["product"],
+        "traffic": traffic / (2 * 2**28) * times["copy"],
+    }
 
 
 def main():
@@ -161,7 +164,8 @@ def main():
         times,
         times["plain"] / times["ours"],
     )
-    found["peak_fraction"] = operations(method, WIDE) / (times["ours"] / 1000) / peak(WIDE)
+    found["at_best_ms"] = {f"width {width}": at_best_ms(method, width) for width in (WIDTH, WIDE)}
+    found["peak_fraction"] = found["at_best_ms"][f"width {WIDE}"]["products"] / times["ours"]
     kinds = {
         kind: our_step(method, method.Shift(), WIDTH, getattr(method, kind))
         for kind in ("ReleasedModel", "TrainingMode")
@@ -180,9 +184,8 @@ def main():
     times = median_ms(warps, 3 * rounds)
     found["warp_ms"], found["warp_speedup"] = times, times["theirs"] / times["ours"]
     found["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    target = pathlib.Path(notebook.ROOT / "runs" / "benchmark.json")
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(found, indent=1))
+    target = helpers.RESULTS / "benchmark.json"
+    target.write_text(json.dumps(found, indent=1) + "\n")
     print(target.read_text())
 
 

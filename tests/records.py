@@ -128,13 +128,18 @@ def collapse_wide(method):
 
 
 def collapse_standard(method):
-    """What it needs at `standard` (rotation): 150 steps from step one of Table 1 as released: list of (study, Run)."""
-    [semict] = [run for _, run in released(method) if (run.method, run.transform.name) == ("SemiCT", "rotation")]
-    ways = method.collapse_ways("rotation")
-    del ways["training mode"], ways["early-stopped start"]
-    names = ("method", "model", "pairs", "learning_rate", "weight")
-    changes = [{name: getattr(run, name) for name in names} for run in ways.values()]
-    return [("collapse standard", dataclasses.replace(semict, epochs=10, steps=15, **change)) for change in changes]
+    """The same at `standard`: 150 steps from step one of Table 1 as released: list of (study, Run)."""
+    plan = []
+    for semict in [run for _, run in released(method) if run.method == "SemiCT"]:
+        ways = method.collapse_ways(semict.transform.name)
+        for way in ("training mode", "early-stopped start"):
+            del ways[way]
+        for run in ways.values():
+            if semict.transform.name == "rotation" or run.method in ("as released", "no consistency loss"):
+                names = ("method", "model", "pairs", "learning_rate", "weight")
+                change = {name: getattr(run, name) for name in names}
+                plan.append(("collapse standard", dataclasses.replace(semict, epochs=10, steps=15, **change)))
+    return plan
 
 
 def segmentation(method):
