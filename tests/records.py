@@ -103,6 +103,12 @@ def released_quick(method):
     return released(method, "quick")
 
 
+def released_short(method):
+    """SemiCT for shift after a sixth of its epochs, as long as the whole of it is not there: list of (study, Run)."""
+    [semict] = [run for _, run in released(method) if (run.method, run.transform.name) == ("SemiCT", "shift")]
+    return [("released", dataclasses.replace(semict, method="SemiCT, 20 epochs", epochs=20))]
+
+
 def collapse(method, study="collapse", **sizes):
     """What the collapse needs (rotation), and who collapses (noise and shift): list of (study, Run)."""
     plan = []
@@ -156,6 +162,7 @@ _LISTS = (
     paper,
     released,
     released_quick,
+    released_short,
     collapse,
     collapse_long,
     collapse_wide,
@@ -180,7 +187,7 @@ def train_one(method, plan, number):
 def preset_of(method, run):
     """The preset that a run has the sizes of, with its width where that is another, or "": str."""
     for preset, sizes in method.PRESETS.items():
-        if run.width == sizes["width"] and run.epochs in sizes.values():
+        if run.width == sizes["width"] and (run.epochs in sizes.values() or run.unlabelled == sizes["unlabelled"]):
             return preset
     return f"standard, width {run.width}" if run.epochs in method.PRESETS["standard"].values() else ""
 
