@@ -218,9 +218,10 @@ def missing(plan, found):
 
 
 def carry(plan, runs, found, target=UNFINISHED):
-    """Leave in `target` the files of runs that are not finished, and of those that such ones are to start from."""
+    """Leave in `target` the files of runs that are not finished, and of those that such ones have yet to start from."""
     to_do = [plan[number][1] for number in missing(plan, found)]
-    needed = {runs.path(run) for run in to_do} | {runs.path(run.start) for run in to_do if run.start}
+    begins = [run.start for run in to_do if run.start and not runs.path(run).exists()]
+    needed = {runs.path(run) for run in (*to_do, *begins)}
     target.mkdir(exist_ok=True)
     for path in {runs.path(run) for _, run in plan} | needed:
         if path in needed and path.exists():
