@@ -83,6 +83,7 @@ def test_subsets_keep_images_with_their_labels_and_hide_those_of_the_unlabelled(
         "validation": (data.train_images[600:], data.train_labels[600:]),
         "test": (data.test_images, data.test_labels),
     }
+    assert np.shares_memory(sets["validation"][0], data.train_images[600:])  # not copied
     for name, arrays in expected.items():
         assert all(np.array_equal(one, other) for one, other in zip(sets[name], arrays, strict=True)), name
     for labelled, unlabelled, said in ((400, 201, "has 800, the last 200"), (10, -5, "-5"), (5, 5, "have no label")):
@@ -136,6 +137,7 @@ def test_the_step_is_equation_1(method, data):
     x, y = method.Pairs(data.train_images[:32], np.r_[known, [-1] * 24].astype("int32"), method.Rotation(), 0)[0]
     model = method.ConsistencyModel(method.build_network(4), method.Rotation(), weight=0.5)
     model.compile(optimizer=keras.optimizers.Adam())
+    assert model(x).shape == log_p.shape
     loss = float(model.compute_loss(x, ops.convert_to_tensor(y), ops.convert_to_tensor(log_p.astype("float32"))))
 
     def divergence(p, q):

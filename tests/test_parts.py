@@ -129,9 +129,10 @@ def test_the_bent_view_is_elasticdeforms_with_its_gradient(method):
 
 def test_the_way_between_the_views_is_exact(method):
     drawn = method.TwoViews().draw(np.random.default_rng(0), (4, 32, 32, 1))
-    second = np.asarray(method.second_points(drawn, 32, 32))
+    first, second = (np.asarray(points) for points in method.both_points(drawn, 32, 32))
     between = np.asarray(method.moved(drawn["inverse"], second))
     np.testing.assert_allclose(np.asarray(method.moved(drawn["first"], between)), second, atol=1e-4)
+    assert first.shape == second.shape == (4, 32, 32, 2)
 
 
 def test_labels_move_with_their_image_and_are_unknown_outside(method):
@@ -150,10 +151,8 @@ def test_each_view_has_its_own_labels(method):
     labels = np.kron(blocks, np.ones((1, 16, 16), int)).astype("int32")
     network = keras.Sequential([keras.Input((64, 64, 1)), keras.layers.Conv2D(2, 1)])
     network.set_weights([np.array([0, 9], "float32").reshape(1, 1, 1, 2), np.array([0, -4.5], "float32")])
-    model, drawn = (
-        method.SegmentationModel(network, method.TwoViews()),
-        method.TwoViews().draw(np.random.default_rng(1), (4, 64, 64, 1)),
-    )
+    model = method.SegmentationModel(network, method.TwoViews())
+    drawn = method.TwoViews().draw(np.random.default_rng(1), (4, 64, 64, 1))
     answers = np.asarray(model({"images": labels[..., None].astype("float32"), "parameters": drawn})).argmax(-1)
     moved = np.asarray(model.both_labels(labels, drawn))
     assert (answers == moved)[moved >= 0].mean() > 0.97  # of the pixels: between them the picture is interpolated
