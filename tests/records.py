@@ -128,6 +128,17 @@ def collapse_long(method):
     return [(study, run) for study, run in plan if run.method in kept or run.epochs == 64]
 
 
+def collapse_slow(method):
+    """Twenty times as many steps at 0.00001, which may only put the collapse off: list of (study, Run)."""
+    plan = []
+    for seed in range(3):
+        for way in ("moments, 1e-5", "fresh Adam, 1e-5"):
+            run = method.collapse_ways("rotation", seed)[way]
+            long_run = dataclasses.replace(run, method=f"{way}, 3,000 steps", epochs=20, steps=150)
+            plan.append(("collapse slow", long_run))
+    return [("collapse slow start", start) for start in dict.fromkeys(run.start for _, run in plan)] + plan
+
+
 def collapse_wide(method):
     """The same at width 64, from all 4,000 labels known by heart: list of (study, Run)."""
     return collapse(method, "collapse wide", width=64, labelled=4000, epochs_start=64, epochs=20, batch_size=128)
@@ -165,6 +176,7 @@ _LISTS = (
     released_short,
     collapse,
     collapse_long,
+    collapse_slow,
     collapse_wide,
     collapse_standard,
     segmentation,
