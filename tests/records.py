@@ -128,15 +128,17 @@ def collapse_long(method):
     return [(study, run) for study, run in plan if run.method in kept or run.epochs == 64]
 
 
-def collapse_slow(method):
-    """Twenty times as many steps at 0.00001, which may only put the collapse off: list of (study, Run)."""
+def collapse_more(method):
+    """Whether 0.00001 only puts the collapse off, and whether labelled batches bring it, too: list of (study, Run)."""
     plan = []
     for seed in range(3):
+        ways = method.collapse_ways("rotation", seed)
         for way in ("moments, 1e-5", "fresh Adam, 1e-5"):
-            run = method.collapse_ways("rotation", seed)[way]
-            long_run = dataclasses.replace(run, method=f"{way}, 3,000 steps", epochs=20, steps=150)
-            plan.append(("collapse slow", long_run))
-    return [("collapse slow start", start) for start in dict.fromkeys(run.start for _, run in plan)] + plan
+            plan.append(dataclasses.replace(ways[way], method=f"{way}, 3,000 steps", epochs=20, steps=150))
+        for released in (ways["as released"], method.collapse_ways("noise", seed)["as released"]):
+            plan.append(dataclasses.replace(released, method="labelled images only", unlabelled=0, weight=0.0))
+    starts = dict.fromkeys(run.start for run in plan)
+    return [("collapse more start", run) for run in starts] + [("collapse more", run) for run in plan]
 
 
 def collapse_wide(method):
@@ -176,7 +178,7 @@ _LISTS = (
     released_short,
     collapse,
     collapse_long,
-    collapse_slow,
+    collapse_more,
     collapse_wide,
     collapse_standard,
     segmentation,
