@@ -3,7 +3,7 @@
 # make notebook   execute reproduction.ipynb in place at `quick`, for a commit
 # make records    train the runs of a list and publish them in results/ (LIST=table1, narrow, controls, quick,
 #                 paper, released, released_quick, released_short, collapse, collapse_long, collapse_more,
-#                 collapse_wide, collapse_standard, segmentation)
+#                 collapse_wide, collapse_standard, tried, segmentation)
 # make bench      measure speed, into results/benchmark.json
 # make faults     kill trainings at random moments (KILLS=100), and compare what they end with
 # make colab      run the notebook with Colab's Python and package versions, alone in a folder

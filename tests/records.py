@@ -8,6 +8,7 @@ off, and are published in results/ as they end. `--pause` and `--resume` stop an
 
 import argparse
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
@@ -161,6 +162,32 @@ def collapse_standard(method):
     return plan
 
 
+def tried(method):
+    """What may make unlabelled images pay (section 9.2), chosen on validation images alone: list of (study, Run)."""
+    log_labels = method.log_labels
+
+    class PseudoLabels(method.ConsistencyModel):
+        """What the network is sure of for an image is a label for its copy (FixMatch, arXiv:2001.07685)."""
+
+        def consistency_loss(self, log_p_image, log_p_copy):
+            from keras import ops  # after helpers, which chooses its backend
+
+            log_p = ops.stop_gradient(log_p_image)
+            labels = log_labels(ops.argmax(log_p, axis=-1), log_p.shape[-1])
+            sure = ops.max(log_p, axis=-1) > math.log(0.95)
+            return ops.where(sure, self.supervised_loss(labels, log_p_copy), 0.0)
+
+    settings = method.PRESETS["standard"] | method.REPORTED | {"width": 16, "precision": helpers.fastest_precision(16)}
+    semic = dataclasses.replace(method.four_ways(method.Shift(), settings)["SemiC"], epochs=30, steps=383)
+    half = {"pairs": method.HalfLabelled}
+    changes = {
+        "SemiC, half labelled": half,
+        "pseudo-labels, half labelled": half | {"model": PseudoLabels, "epochs": 20},
+        "pseudo-labels": {"model": PseudoLabels, "epochs": 10},
+    }
+    return [("tried", dataclasses.replace(semic, method=way, **change)) for way, change in changes.items()]
+
+
 def segmentation(method):
     """Five ways, 1, 2, 4 and 8 labelled slices, three seeds: list of (study, Run)."""
     sizes = [(seed, slices) for seed in range(3) for slices in (1, 2, 4, 8)]
@@ -181,6 +208,7 @@ _LISTS = (
     collapse_more,
     collapse_wide,
     collapse_standard,
+    tried,
     segmentation,
 )
 LISTS = {one.__name__: one for one in _LISTS}
@@ -192,7 +220,7 @@ def train_one(method, plan, number):
     runs = helpers.Runs(FOLDER, method.train)
     data = method.load_slices() if run.dataset == "isbi2012" else helpers.load_data()
     assert data.name == run.dataset, f"{run.dataset} is not there"
-    if study.startswith("collapse"):  # judged by the validation images
+    if study.startswith(("collapse", "tried")):  # judged by the validation images
         data = dataclasses.replace(data, test_images=data.test_images[:256], test_labels=data.test_labels[:256])
     method.train(run, data, runs)
     publish(runs, run, study=study, preset=preset_of(method, run))
