@@ -667,10 +667,10 @@ def show_accuracy(sources, heading):
     """Draw the accuracy of the four ways, a panel a transform, for each source of `table_1`; error bars: over seeds."""
     parts = {name.replace(", ", ",\n"): rows for name, rows in sources.items() if len(rows)}
     frame = pd.concat(parts, names=["source"]).eval("accuracy = 100 * accuracy").reset_index("source")
-    panels = dict.fromkeys(["noise", "shift", "rotation", *frame["transform"]])
-    colours = dict.fromkeys([*COLOURS, *frame["method"]], "0.6") | COLOURS
-    how = {"hue": "method", "palette": colours, "hue_order": colours, "errorbar": "sd", "height": 2.4, "aspect": 1.2}
-    grid = sns.catplot(frame, kind="bar", x="source", y="accuracy", col="transform", col_order=panels, **how)
+    ways = sorted(set(frame["method"]), key=[*COLOURS, *frame["method"]].index)
+    how = {"hue": "method", "hue_order": ways, "palette": [COLOURS.get(way, "0.6") for way in ways], "errorbar": "sd"}
+    how |= {"col_order": dict.fromkeys(["noise", "shift", "rotation", *frame["transform"]])}
+    grid = sns.catplot(frame, kind="bar", x="source", y="accuracy", col="transform", height=2.4, aspect=1.2, **how)
     grid.set(xlabel="", ylabel="test accuracy (%)", ylim=(0, 100)).set_titles("{col_name}").refline(y=10, linestyle=":")
     grid.figure.suptitle(heading, y=1.05)
 
