@@ -229,7 +229,8 @@ def train_one(method, plan, number):
 def preset_of(method, run):
     """The preset that a run has the sizes of, with its width where that is another, or "": str."""
     for preset, sizes in method.PRESETS.items():
-        if run.width == sizes["width"] and (run.epochs in sizes.values() or run.unlabelled == sizes["unlabelled"]):
+        same = run.unlabelled == sizes["unlabelled"] if run.unlabelled else run.epochs in sizes.values()
+        if run.width == sizes["width"] and same:
             return preset
     return f"standard, width {run.width}" if run.epochs in method.PRESETS["standard"].values() else ""
 
