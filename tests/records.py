@@ -189,7 +189,7 @@ def tried(method):
 
 
 def segmentation(method):
-    """Five ways, 1, 2, 4 and 8 labelled slices, three seeds: list of (study, Run)."""
+    """Six ways, 1, 2, 4 and 8 labelled slices, three seeds: list of (study, Run)."""
     sizes = [(seed, slices) for seed in range(3) for slices in (1, 2, 4, 8)]
     return [("segmentation", run) for seed, n in sizes for run in method.segmentation_ways(n, seed=seed).values()]
 
