@@ -19,6 +19,7 @@ import time
 
 import filelock
 import notebook
+import numpy as np
 import pandas as pd
 
 import helpers
@@ -130,16 +131,43 @@ def collapse_long(method):
 
 
 def collapse_more(method):
-    """Whether 0.00001 only puts the collapse off, and whether labelled batches bring it, too: list of (study, Run)."""
-    plan = []
+    """Whether 0.00001 only puts the collapse off, and what of SemiCT's batches brings it: list of (study, Run)."""
+    ReleasedPairs = method.ReleasedPairs
+
+    class SemictsAngle(ReleasedPairs):
+        """The angle that so many images bring with them in SemiCT."""
+
+        count = 12 * 128
+
+        def __init__(self, images, labels, transform, seed, shuffled=False, **how):
+            super().__init__(images, labels, transform, seed, shuffled, **how)
+            if shuffled:
+                self.transform = ReleasedPairs(images, np.zeros(self.count), transform, seed).transform
+
+    class StepOnesAngle(SemictsAngle):
+        count = 128
+
+    class FewLabels(SemictsAngle):
+        """As many labelled images as a batch of SemiCT has, and nothing else."""
+
+        def choose(self, *which):
+            return super().choose(*which)[: 5 if self.shuffled else None]
+
+    plan, batches = [], []
     for seed in range(3):
         ways = method.collapse_ways("rotation", seed)
         for way in ("moments, 1e-5", "fresh Adam, 1e-5"):
             plan.append(dataclasses.replace(ways[way], method=f"{way}, 3,000 steps", epochs=20, steps=150))
+        batches.append(dataclasses.replace(ways["as released"], method="step one's angle", pairs=StepOnesAngle))
         for released in (ways["as released"], method.collapse_ways("noise", seed)["as released"]):
-            plan.append(dataclasses.replace(released, method="labelled images only", unlabelled=0, weight=0.0))
+            labelled = dataclasses.replace(released, method="labelled images only", unlabelled=0, weight=0.0)
+            plan.append(labelled)
+            if released.transform.name == "rotation":
+                labelled = dataclasses.replace(labelled, method="labelled only, SemiCT's angle", pairs=SemictsAngle)
+                batches.append(labelled)
+            batches.append(dataclasses.replace(labelled, method="labelled only, 5 a batch", pairs=FewLabels))
     starts = dict.fromkeys(run.start for run in plan)
-    return [("collapse more start", run) for run in starts] + [("collapse more", run) for run in plan]
+    return [("collapse more start", run) for run in starts] + [("collapse more", run) for run in plan + batches]
 
 
 def collapse_wide(method):
