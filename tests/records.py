@@ -153,21 +153,23 @@ def collapse_more(method):
         def choose(self, *which):
             return super().choose(*which)[: 5 if self.shuffled else None]
 
-    plan, batches = [], []
+    plan = []
     for seed in range(3):
-        ways = method.collapse_ways("rotation", seed)
-        for way in ("moments, 1e-5", "fresh Adam, 1e-5"):
-            plan.append(dataclasses.replace(ways[way], method=f"{way}, 3,000 steps", epochs=20, steps=150))
-        batches.append(dataclasses.replace(ways["as released"], method="step one's angle", pairs=StepOnesAngle))
-        for released in (ways["as released"], method.collapse_ways("noise", seed)["as released"]):
-            labelled = dataclasses.replace(released, method="labelled images only", unlabelled=0, weight=0.0)
-            plan.append(labelled)
-            if released.transform.name == "rotation":
-                labelled = dataclasses.replace(labelled, method="labelled only, SemiCT's angle", pairs=SemictsAngle)
-                batches.append(labelled)
-            batches.append(dataclasses.replace(labelled, method="labelled only, 5 a batch", pairs=FewLabels))
+        rotation = method.collapse_ways("rotation", seed)
+        released = {"rotation": rotation["as released"], "noise": method.collapse_ways("noise", seed)["as released"]}
+        step_one = {name: dataclasses.replace(run, unlabelled=0, weight=0.0) for name, run in released.items()}
+        for way, run, change in (
+            ("moments, 1e-5, 3,000 steps", rotation["moments, 1e-5"], {"epochs": 20, "steps": 150}),
+            ("step one's angle", released["rotation"], {"pairs": StepOnesAngle}),
+            ("labelled images only", step_one["rotation"], {}),
+            ("labelled images only", step_one["noise"], {}),
+            ("labelled only, SemiCT's angle", step_one["rotation"], {"pairs": SemictsAngle}),
+            ("labelled only, 5 a batch", step_one["rotation"], {"pairs": FewLabels}),
+            ("labelled only, 5 a batch", step_one["noise"], {"pairs": FewLabels}),
+        ):
+            plan.append(dataclasses.replace(run, method=way, **change))
     starts = dict.fromkeys(run.start for run in plan)
-    return [("collapse more start", run) for run in starts] + [("collapse more", run) for run in plan + batches]
+    return [("collapse more start", run) for run in starts] + [("collapse more", run) for run in plan]
 
 
 def collapse_wide(method):
