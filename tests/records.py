@@ -131,7 +131,7 @@ def collapse_long(method):
 
 
 def collapse_more(method):
-    """Whether 0.00001 only puts the collapse off, and what of SemiCT's batches brings it: list of (study, Run)."""
+    """Which rates throw a network, and what of SemiCT's batches does: list of (study, Run)."""
     ReleasedPairs = method.ReleasedPairs
 
     class SemictsAngle(ReleasedPairs):
@@ -155,11 +155,13 @@ def collapse_more(method):
 
     plan = []
     for seed in range(3):
-        rotation = method.collapse_ways("rotation", seed)
-        released = {"rotation": rotation["as released"], "noise": method.collapse_ways("noise", seed)["as released"]}
+        rotation, noise = (method.collapse_ways(name, seed) for name in ("rotation", "noise"))
+        released = {"rotation": rotation["as released"], "noise": noise["as released"]}
         step_one = {name: dataclasses.replace(run, unlabelled=0, weight=0.0) for name, run in released.items()}
         for way, run, change in (
             ("moments, 1e-5, 3,000 steps", rotation["moments, 1e-5"], {"epochs": 20, "steps": 150}),
+            ("moments, 1e-4", rotation["moments, 1e-5"], {"learning_rate": 1e-4}),
+            ("moments, 1e-4", noise["moments, 1e-5"], {"learning_rate": 1e-4}),
             ("step one's angle", released["rotation"], {"pairs": StepOnesAngle}),
             ("labelled images only", step_one["rotation"], {}),
             ("labelled images only", step_one["noise"], {}),
