@@ -124,9 +124,9 @@ def collapse(method, study="collapse", **sizes):
 
 
 def collapse_long(method):
-    """The same for rotation after as many updates of step one as in the report: list of (study, Run)."""
+    """The same for rotation and shift after as many updates of step one as in the report: list of (study, Run)."""
     kept = {"as released", "fresh Adam, 1e-5", "moments, 1e-5", "fresh Adam, 1e-3", "exact logarithms"}
-    plan = [one for one in collapse(method, "collapse long", epochs_start=64) if one[1].transform.name == "rotation"]
+    plan = [one for one in collapse(method, "collapse long", epochs_start=64) if one[1].transform.name != "noise"]
     return [(study, run) for study, run in plan if run.method in kept or run.epochs == 64]
 
 
