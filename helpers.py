@@ -682,8 +682,8 @@ def show_curves(curves, heading):
     for axis, metric, label in zip(axes, ("loss_supervised", "loss_consistency", "accuracy"), labels, strict=True):
         for prefix, line in (("val_", "-"), ("", "--")) if len(curves) else ():
             dot = "." * (set(curves["epoch"]) == {1})
-            how = {"linestyle": line, "marker": dot, "legend": prefix and axis is axes[0]}
-            sns.lineplot(curves, x="epoch", y=prefix + metric, hue="transform", palette="colorblind", ax=axis, **how)
+            how = {"linestyle": line, "marker": dot, "legend": prefix and axis is axes[0], "palette": "colorblind"}
+            sns.lineplot(curves.sort_values("transform"), x="epoch", y=prefix + metric, hue="transform", ax=axis, **how)
         axis.set(xlabel="epoch", ylabel=label, xlim=(0, None), ylim=(0, 1.05 * axis.dataLim.y1 if len(curves) else 1))
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{heading}: training dashed, validation solid")
