@@ -5,7 +5,7 @@
 #                 paper, released, released_quick, released_short, collapse, collapse_long, collapse_more,
 #                 collapse_wide, collapse_standard, tried, segmentation)
 # make bench      measure speed, into results/benchmark.json
-# make faults     kill trainings at random moments (KILLS=100), and compare what they end with
+# make faults     kill trainings at random moments (KILLS=100, on JAX 3), and compare what they end with
 # make colab      run the notebook with Colab's Python and package versions, alone in a folder
 # make browser    run it in JupyterLab in a headless Chromium, and use its controls
 #
@@ -45,6 +45,7 @@ bench: $(VENV)/ready
 
 faults: $(VENV)/ready
 	KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/test_runs.py -k killed
+	KERAS_BACKEND=jax KILLS=3 $(BIN)/python -m pytest -q tests/test_runs.py -k killed
 
 colab: $(VENV)/ready
 	$(BIN)/python tests/colab.py

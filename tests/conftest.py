@@ -9,7 +9,6 @@ import helpers  # noqa: F401  # before the tests import Keras, as in the noteboo
 LONG = [
     "test_killed_at_random_moments_it_ends_with_the_same_numbers",
     "test_the_notebook_runs_twice_from_top_to_bottom_at_smoke",
-    "test_killed_trainings_on_jax",
     "test_the_method_on_jax",
 ]
 

@@ -147,8 +147,8 @@ def collapse_more(method):
     class StepOnesAngle(SemictsAngle):
         count = 128
 
-    class FewLabels(SemictsAngle):
-        """As many labelled images as a batch of SemiCT has, and nothing else."""
+    class FewLabels(ReleasedPairs):
+        """As many labelled images as a batch of SemiCT has, and nothing else; at step one's angle."""
 
         def choose(self, *which):
             return super().choose(*which)[: 5 if self.shuffled else None]

@@ -21,10 +21,6 @@ def test_the_method_on_jax(tmp_path):
     pytest_passes_on_jax(tmp_path, *files, "-k", wanted)
 
 
-def test_killed_trainings_on_jax(tmp_path):
-    pytest_passes_on_jax(tmp_path, "tests/test_runs.py", "-k", "killed", KILLS="3")
-
-
 EPOCH = """
 import notebook, helpers, json, keras, tempfile
 method, data = notebook.load_method(), notebook.small_data()
