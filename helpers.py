@@ -42,8 +42,6 @@ _installed = [name for name in ("tensorflow", "jax") if importlib.util.find_spec
 BACKEND = os.environ.setdefault("KERAS_BACKEND", _installed[0] if _installed else "tensorflow")
 if BACKEND not in ("tensorflow", "jax"):
     raise ValueError(f"KERAS_BACKEND is {BACKEND!r}: set it to tensorflow or jax, or unset it, and restart the kernel.")
-if _limits := [name for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH") if os.environ.get(name)]:
-    raise ValueError(f"{' and '.join(_limits)} would cut trainings short: unset it and restart the kernel.")
 
 _kept = os.dup(2)
 with open(os.devnull, "w") as _nowhere:
@@ -426,7 +424,7 @@ class Runs:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OSError(f"No runs can be kept in {folder} ({error}): set REPRODUCTION_RUNS.") from error
+            raise OSError(f"No runs can be kept in {folder} ({error}): choose another in section 1.") from error
 
     def path(self, run):
         """The file of a run: its name changes with the run's fields and the definitions that they and train use."""
@@ -471,6 +469,21 @@ class Runs:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise OSError(error.errno, f"{error.strerror}; what was saved before is intact", str(temporary)) from error
+
+    def check(self, run):
+        """Raise ValueError for numbers that no run can have, and for a definition that is not the notebook's latest."""
+        whole = {"epochs": 1, "labelled": 1, "unlabelled": 0, "width": 1, "batch_size": 1, "steps": 1, "seed": 0}
+        for name, least in (whole | {"learning_rate": 0, "weight": 0}).items():
+            value, kind = getattr(run, name), (int, np.integer) if name in whole else (int, float, np.number)
+            if (name, value) != ("steps", None) and not (isinstance(value, kind) and least <= value < float("inf")):
+                raise ValueError(
+                    f"{name} is {value!r}; it must be a{' whole' * (name in whole)} number, {least} or more."
+                )
+        kinds = run.model, run.pairs, run.network, type(run.transform), self.train
+        for one in filter(_is_own, itertools.chain(*(getattr(kind, "__mro__", [kind]) for kind in kinds))):
+            now = getattr(sys.modules["__main__"], one.__name__, one)
+            if now is not one and fingerprint(now) != fingerprint(one):
+                raise ValueError(f"{one.__name__} was edited after this run was made: run the cells below it as well.")
 
     def fit(self, run, model, batches, validation, test):
         """Train what of a run is not yet trained, and test it once: dict as of `about`.
@@ -587,20 +600,6 @@ class _Keeper(keras.callbacks.Callback):
         self.runs.write(self.run, self.about, self.model)
 
 
-def check_run(run):
-    """Raise ValueError for numbers that no run can have, and where the notebook has another definition now than it."""
-    whole = {"epochs": 1, "labelled": 1, "unlabelled": 0, "width": 1, "batch_size": 1, "steps": 1, "seed": 0}
-    for name, least in (whole | {"learning_rate": 0, "weight": 0}).items():
-        value, kind = getattr(run, name), (int, np.integer) if name in whole else (int, float, np.number)
-        if (name, value) != ("steps", None) and not (isinstance(value, kind) and least <= value < float("inf")):
-            raise ValueError(f"{name} is {value!r}; it must be a{' whole' * (name in whole)} number, {least} or more.")
-    kinds = run.model, run.pairs, run.network, type(run.transform)
-    for one in filter(_is_own, itertools.chain(*(getattr(kind, "__mro__", [kind]) for kind in kinds))):
-        now = getattr(sys.modules["__main__"], one.__name__, one)
-        if now is not one and fingerprint(now) != fingerprint(one):
-            raise ValueError(f"{one.__name__} was edited after this run was made: run the cells below it as well.")
-
-
 def try_transform(transform, images):
     """Raise ValueError, which says what is wrong, unless a transform makes copies of images, float32 (n, h, w, c).
 
@@ -641,6 +640,7 @@ def read_results(table="runs", folder=RESULTS):
 plt.rcParams.update({"figure.dpi": 77, "xtick.labelsize": 8})  # small files, room for names
 COLOURS = {"Supervised": "#000000", "Supervised, long": "#777777", "Supervised, slow": "#BBBBBB"}
 COLOURS |= {"SemiC": "#0072B2", "SemiCT": "#D55E00", "SemiCTE": "#009E73"}  # Okabe and Ito's
+COLOURS |= {"noise": "#56B4E9", "shift": "#E69F00", "rotation": "#CC79A7"}
 REPORT = read_results("report")  # Table 1. It prints 0.1 % twice where its loss of 14.5 shows the fraction 0.1.
 
 
@@ -652,14 +652,14 @@ def table_1(sources, metrics=("accuracy", "agreement", "cross_entropy", "loss_co
     columns = {}
     rows = pd.concat([rows[["transform", "method"]] for rows in sources.values() if len(rows)]).drop_duplicates()
     order = np.argsort(pd.factorize(rows["transform"])[0], kind="stable")
-    for metric, name, key in itertools.product(metrics, sources, rows.iloc[order].itertuples(index=False, name=None)):
+    keys = rows.iloc[order].itertuples(index=False, name=None)
+    for metric, name, (transform, method) in itertools.product(metrics, sources, keys):
         form = "{:.1%}" if metric.startswith(("accuracy", "agreement")) else "{:.2f}"
-        rows = sources[name]
-        found = rows[(rows["transform"] == key[0]) & (rows["method"] == key[1])]
+        found = sources[name].query("transform == @transform and method == @method")
         values = found[metric].dropna() if len(found) else []
         spread = f" ± {form.format(np.std(values, ddof=1))} (n = {len(values)})" if len(values) > 1 else ""
         text = form.format(round(np.mean(values), 6)) + spread if len(values) else ("-" if len(found) else "not run")
-        columns.setdefault((metric.replace("_", " "), name), {})[key] = text
+        columns.setdefault((metric.replace("_", " "), name), {})[transform, method] = text
     return pd.DataFrame(columns).rename_axis(["transform", "method"])
 
 
@@ -681,9 +681,9 @@ def show_curves(curves, heading):
     labels = ("supervised loss (nats)", "consistency loss (nats)", "accuracy")
     for axis, metric, label in zip(axes, ("loss_supervised", "loss_consistency", "accuracy"), labels, strict=True):
         for prefix, line in (("val_", "-"), ("", "--")) if len(curves) else ():
-            dot = "." * (set(curves["epoch"]) == {1})
-            how = {"linestyle": line, "marker": dot, "legend": prefix and axis is axes[0], "palette": "colorblind"}
-            sns.lineplot(curves.sort_values("transform"), x="epoch", y=prefix + metric, hue="transform", ax=axis, **how)
+            how = {"hue": "transform", "palette": {name: COLOURS.get(name, "0.4") for name in curves["transform"]}}
+            how |= {"linestyle": line, "marker": "." * (set(curves["epoch"]) == {1}), "ax": axis}
+            sns.lineplot(curves, x="epoch", y=prefix + metric, legend=prefix == "val_" and axis is axes[2], **how)
         axis.set(xlabel="epoch", ylabel=label, xlim=(0, None), ylim=(0, 1.05 * axis.dataLim.y1 if len(curves) else 1))
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{heading}: training dashed, validation solid")

@@ -368,7 +368,7 @@ def main():
         try:
             train_all(method, arguments.list, plan)
         finally:
-            LEADER.unlink()
+            LEADER.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -188,8 +188,8 @@ def test_the_number_type_follows_from_the_card(monkeypatch, card, precision):
 
 
 def test_batch_normalisation_and_leaky_relu_are_keras_own(images):
-    for training in (True, False):
-        ours, theirs = helpers.BatchNormalization(momentum=0.9), keras.layers.BatchNormalization(momentum=0.9)
+    ours, theirs = helpers.BatchNormalization(momentum=0.9), keras.layers.BatchNormalization(momentum=0.9)
+    for training in (True, False):  # training first: else there are no averages to use
         for _ in range(2):
             results = [np.asarray(layer(images, training=training)) for layer in (ours, theirs)]
         np.testing.assert_allclose(*results, atol=1e-5)
