@@ -155,7 +155,7 @@ def collapse_more(method):
 
     plan = []
     for seed in range(3):
-        rotation, noise = (method.collapse_ways(name, seed) for name in ("rotation", "noise"))
+        rotation, noise, shift = (method.collapse_ways(name, seed) for name in ("rotation", "noise", "shift"))
         released = {"rotation": rotation["as released"], "noise": noise["as released"]}
         step_one = {name: dataclasses.replace(run, unlabelled=0, weight=0.0) for name, run in released.items()}
         for way, run, change in (
@@ -170,6 +170,7 @@ def collapse_more(method):
             ("labelled only, 5 a batch", step_one["noise"], {"pairs": FewLabels}),
         ):
             plan.append(dataclasses.replace(run, method=way, **change))
+        plan += [ways[way] for ways in (noise, shift) for way in ("fresh Adam, 1e-5", "moments, 1e-5")]
     starts = dict.fromkeys(run.start for run in plan)
     return [("collapse more start", run) for run in starts] + [("collapse more", run) for run in plan]
 
