@@ -42,6 +42,8 @@ _installed = [name for name in ("tensorflow", "jax") if importlib.util.find_spec
 BACKEND = os.environ.setdefault("KERAS_BACKEND", _installed[0] if _installed else "tensorflow")
 if BACKEND not in ("tensorflow", "jax"):
     raise ValueError(f"KERAS_BACKEND is {BACKEND!r}: set it to tensorflow or jax, or unset it, and restart the kernel.")
+if _limits := [name for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH") if os.environ.get(name)]:
+    raise ValueError(f"{' and '.join(_limits)} would cut trainings short: unset it and restart the kernel.")
 
 _kept = os.dup(2)
 with open(os.devnull, "w") as _nowhere:
@@ -473,12 +475,10 @@ class Runs:
     def check(self, run):
         """Raise ValueError for numbers that no run can have, and for a definition that is not the notebook's latest."""
         whole = {"epochs": 1, "labelled": 1, "unlabelled": 0, "width": 1, "batch_size": 1, "steps": 1, "seed": 0}
-        for name, least in (whole | {"learning_rate": 0, "weight": 0}).items():
+        for name, low in (whole | {"learning_rate": 0, "weight": 0}).items():
             value, kind = getattr(run, name), (int, np.integer) if name in whole else (int, float, np.number)
-            if (name, value) != ("steps", None) and not (isinstance(value, kind) and least <= value < float("inf")):
-                raise ValueError(
-                    f"{name} is {value!r}; it must be a{' whole' * (name in whole)} number, {least} or more."
-                )
+            if (name, value) != ("steps", None) and not (isinstance(value, kind) and low <= value < float("inf")):
+                raise ValueError(f"{name} is {value!r}; it must be a{' whole' * (name in whole)} number from {low}.")
         kinds = run.model, run.pairs, run.network, type(run.transform), self.train
         for one in filter(_is_own, itertools.chain(*(getattr(kind, "__mro__", [kind]) for kind in kinds))):
             now = getattr(sys.modules["__main__"], one.__name__, one)
@@ -651,8 +651,7 @@ def table_1(sources, metrics=("accuracy", "agreement", "cross_entropy", "loss_co
     """
     columns = {}
     rows = pd.concat([rows[["transform", "method"]] for rows in sources.values() if len(rows)]).drop_duplicates()
-    order = np.argsort(pd.factorize(rows["transform"])[0], kind="stable")
-    keys = rows.iloc[order].itertuples(index=False, name=None)
+    keys = rows.iloc[np.argsort(pd.factorize(rows["transform"])[0], kind="stable")].itertuples(index=False, name=None)
     for metric, name, (transform, method) in itertools.product(metrics, sources, keys):
         form = "{:.1%}" if metric.startswith(("accuracy", "agreement")) else "{:.2f}"
         found = sources[name].query("transform == @transform and method == @method")
@@ -681,7 +680,8 @@ def show_curves(curves, heading):
     labels = ("supervised loss (nats)", "consistency loss (nats)", "accuracy")
     for axis, metric, label in zip(axes, ("loss_supervised", "loss_consistency", "accuracy"), labels, strict=True):
         for prefix, line in (("val_", "-"), ("", "--")) if len(curves) else ():
-            how = {"hue": "transform", "palette": {name: COLOURS.get(name, "0.4") for name in curves["transform"]}}
+            names = enumerate(dict.fromkeys(curves["transform"]))
+            how = {"hue": "transform", "palette": {name: COLOURS.get(name, f"C{place}") for place, name in names}}
             how |= {"linestyle": line, "marker": "." * (set(curves["epoch"]) == {1}), "ax": axis}
             sns.lineplot(curves, x="epoch", y=prefix + metric, legend=prefix == "val_" and axis is axes[2], **how)
         axis.set(xlabel="epoch", ylabel=label, xlim=(0, None), ylim=(0, 1.05 * axis.dataLim.y1 if len(curves) else 1))

@@ -214,7 +214,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_numbers(method, data, tm
     undisturbed = helpers.Runs(tmp_path / "undisturbed", method.train)
     began = time.monotonic()
     undisturbed.train_each(plan, data)
-    seconds, kills, struck, finished = time.monotonic() - began, int(os.environ.get("KILLS", 10)), 0, True
+    seconds, kills, struck, finished = time.monotonic() - began, int(os.environ.get("KILLS", 20)), 0, True
     # What is imported once need not be imported for each kill; JAX computes in threads, which a fork would lose.
     fork = multiprocessing.get_context("forkserver" if helpers.BACKEND == "tensorflow" else "spawn")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the server looks for what it loads
