@@ -81,6 +81,15 @@ def test_the_first_cell_finds_what_is_ours(tmp_path, case):
     assert errors[case] in done.stderr if case in errors else "airplane" in done.stdout, done.stderr
 
 
+def test_an_unknown_preset_is_named(method, monkeypatch):
+    monkeypatch.setenv("REPRODUCTION_PRESET", "tiny")
+    [controls] = [
+        cell.source for cell in nbformat.read(notebook.NOTEBOOK, 4).cells if "REPRODUCTION_PRESET" in cell.source
+    ]
+    with pytest.raises(ValueError, match="'tiny'; it must be one of smoke, quick, standard, paper"):
+        exec(controls, dict(vars(method)))
+
+
 def test_method_cells_import_nothing_of_tensorflow():
     source = notebook.method_source()
     assert not re.search(r"tensorflow|\btf\.", source)

@@ -92,6 +92,10 @@ def test_as_released_changes_model_batches_and_transform_and_keeps_its_strength(
     assert {(one.model, one.pairs) for run in runs for one in (run, run.start)} == {
         (method.ReleasedModel, method.ReleasedPairs)
     }
+    wide = method.Rotation(90)
+    wide.name = "wide"
+    renamed = method.as_released(method.four_ways(wide, settings)["SemiCT"])
+    assert renamed.transform.name == renamed.start.transform.name == "wide" and renamed.transform.degrees == 90
 
 
 def test_half_labelled(method, data):
