@@ -22,6 +22,9 @@ def test_a_shift_by_whole_pixels_moves_the_picture_and_lets_zeros_in(method, ima
     moved = np.asarray(method.Shift()(images, maps))
     np.testing.assert_allclose(moved[:, :29, 5:], images[:, 3:, :27], atol=1e-5)
     assert not moved[:, 29:].any() and not moved[:, :, :5].any()
+    amounts = method.Shift(4).draw(np.random.default_rng(0), (1000, 32, 32, 3))[:, :, 2]
+    assert (amounts.min(axis=0) >= -4).all() and (amounts.min(axis=0) < -3.9).all()
+    assert (amounts.max(axis=0) <= 4).all() and (amounts.max(axis=0) > 3.9).all()
 
 
 def test_a_quarter_turn_and_the_range_of_angles(method, images):
@@ -96,6 +99,11 @@ def test_batches_follow_from_seed_and_number(method, data):
     pairs = method.Pairs(data.train_images[:600], labels, method.Shift(), 7, shuffled=True)
     passes = [np.concatenate([pairs[5 * p + step][1] for step in range(5)]) for p in range(2)]
     assert all(sorted(order) == list(range(600)) for order in passes) and (passes[0] != passes[1]).any()
+    x, y = pairs[2]
+    np.testing.assert_allclose(x["images"], data.train_images[y] / 255, atol=1e-6)
+    other = method.Pairs(data.train_images[:600], labels, method.Shift(), 8, shuffled=True)
+    for again in (pairs[7], pairs[3], other[2]):  # the same step of the next pass, another step, another seed
+        assert (again[1] != y).any() and (again[0]["parameters"] != x["parameters"]).any()
     later = method.Pairs(data.train_images[:600], labels, method.Shift(), 7, shuffled=True, first=7)
     for (x, y), (x_later, y_later) in zip((pairs[8], pairs[9]), (later[1], later[2]), strict=True):
         assert (y == y_later).all() and all((x[name] == x_later[name]).all() for name in x)
@@ -131,32 +139,40 @@ def test_losses_by_hand(method):
 
 
 def test_the_step_is_equation_1(method, data):
-    answers = np.random.default_rng(0).normal(size=(64, 10))
-    log_p = answers - np.log(np.exp(answers).sum(-1, keepdims=True))
-    known = np.where(np.arange(8) < 5, answers[:8].argmax(-1), 0)  # so images and copies differ in how many are right
-    x, y = method.Pairs(data.train_images[:32], np.r_[known, [-1] * 24].astype("int32"), method.Rotation(), 0)[0]
-    model = method.ConsistencyModel(method.build_network(4), method.Rotation(), weight=0.5)
-    model.compile(optimizer=keras.optimizers.Adam())
-    assert model(x).shape == log_p.shape
-    loss = float(model.compute_loss(x, ops.convert_to_tensor(y), ops.convert_to_tensor(log_p.astype("float32"))))
+    """By hand, for a batch of 32 images, 8 of them labelled, and for one of 8, half of them labelled."""
 
     def divergence(p, q):
         return (np.exp(p) * (p - q)).sum(-1)
 
-    labels = np.log(np.maximum(np.eye(10)[y[:8]], 1e-7))
-    both = [(divergence(labels, half[:8]) + divergence(half[:8], labels)) / 2 for half in (log_p[:32], log_p[32:])]
-    consistency = (divergence(log_p[:32], log_p[32:]) + divergence(log_p[32:], log_p[:32])) / 2
-    assert loss == pytest.approx(np.mean(both) + 0.5 * consistency.mean(), rel=1e-4)
-    measured = {name: float(metric.result()) for name, metric in model.means.items()}
-    assert measured["largest_class"] == pytest.approx(np.bincount(log_p.argmax(-1)).max() / 64)
-    right = [half.argmax(-1) == y[:8] for half in (log_p[:8], log_p[32:40])]
-    assert right[0].mean() != right[1].mean()
-    for name, expected in (("accuracy", right), ("accuracy_plain", right[0]), ("accuracy_transformed", right[1])):
-        assert measured[name] == pytest.approx(np.mean(expected))
-    assert measured["agreement"] == pytest.approx((log_p[:32].argmax(-1) == log_p[32:].argmax(-1)).mean())
-    assert measured["cross_entropy"] == pytest.approx(
-        np.mean([divergence(labels, log_p[:8]), divergence(labels, log_p[32:40])]), rel=1e-4
-    )
+    random = np.random.default_rng(1)
+    model = method.ConsistencyModel(method.build_network(4), method.Rotation(), weight=0.5)
+    model.compile(optimizer=keras.optimizers.Adam())
+    labelled, pairwise, shares = [], [], []
+    for count, known in ((32, 8), (8, 4)):
+        answers = random.normal(size=(2 * count, 10))
+        log_p = answers - np.log(np.exp(answers).sum(-1, keepdims=True))
+        of_images, of_copies = log_p[:count], log_p[count:]
+        # Most images are right, so images and copies differ in how many are.
+        y = np.r_[np.where(np.arange(known) < known - 1, of_images[:known].argmax(-1), 0), [-1] * (count - known)]
+        x, y = method.Pairs(data.train_images[:count], y.astype("int32"), method.Rotation(), 0)[0]
+        assert model(x).shape == log_p.shape
+        loss = float(model.compute_loss(x, ops.convert_to_tensor(y), ops.convert_to_tensor(log_p.astype("float32"))))
+        labels = np.log(np.maximum(np.eye(10)[y[:known]], 1e-7))
+        both = [(divergence(labels, one[:known]), divergence(one[:known], labels)) for one in (of_images, of_copies)]
+        right = [one[:known].argmax(-1) == y[:known] for one in (of_images, of_copies)]
+        labelled.append(np.stack([np.mean(both, axis=1), [one for one, _ in both], right], axis=1))
+        apart = (divergence(of_images, of_copies) + divergence(of_copies, of_images)) / 2
+        pairwise.append([apart, of_images.argmax(-1) == of_copies.argmax(-1)])
+        shares.append(np.bincount(log_p.argmax(-1), minlength=10).max() / (2 * count))
+        assert loss == pytest.approx(labelled[-1][:, 0].mean() + 0.5 * apart.mean(), rel=1e-4)
+    plain, transformed = np.concatenate(labelled, axis=-1)[:, 2]
+    supervised, cross_entropy, accuracy = np.concatenate(labelled, axis=-1).mean(axis=(0, 2))
+    consistency, agreement = np.concatenate(pairwise, axis=-1).mean(axis=-1)
+    assert plain.mean() != transformed.mean() and shares[0] != shares[1]
+    expected = {"loss_supervised": supervised, "loss_consistency": consistency, "cross_entropy": cross_entropy}
+    expected |= {"accuracy": accuracy, "accuracy_plain": plain.mean(), "accuracy_transformed": transformed.mean()}
+    expected |= {"agreement": agreement, "largest_class": np.average(shares, weights=[32, 8])}
+    assert {name: float(metric.result()) for name, metric in model.means.items()} == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_transform_sees_float32_under_a_16_bit_policy(method, data):
@@ -201,12 +217,27 @@ def test_batch_normalisation_and_leaky_relu_are_keras_own(images):
     np.testing.assert_allclose(slope, np.where(x > 0, 1.0, 0.1), atol=1e-7)
 
 
+def test_the_network_is_appendix_as(method):
+    layers = method.build_network(96).layers
+    kinds = [type(layer).__name__ for layer in layers]
+    group, reduced = ["Conv2D", "LeakyReLU", "BatchNormalization"] * 3, ["MaxPooling2D", "Dropout"]
+    assert kinds == ["InputLayer", *2 * (group + reduced), *group, "GlobalAveragePooling2D", "Dense"]
+    convolutions = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [layer.filters for layer in convolutions] == [96] * 3 + [192] * 6
+    assert [layer.kernel_size for layer in convolutions] == [(3, 3)] * 7 + [(1, 1)] * 2
+    assert {layer.rate for layer in layers if isinstance(layer, keras.layers.Dropout)} == {0.5}
+    assert {layer.negative_slope for layer in layers if isinstance(layer, helpers.LeakyReLU)} == {0.1}
+    assert {layer.momentum for layer in layers if isinstance(layer, helpers.BatchNormalization)} == {0.9}
+
+
 def test_the_four_ways_differ_as_the_report_says(method, settings):
-    ways = method.four_ways(method.Shift(), settings)
+    ways = method.four_ways(method.Shift(), settings | {"epochs_tuned": 5})
     supervised, semic, semict, semicte = ways.values()
+    assert [run.epochs for run in ways.values()] == [settings["epochs_supervised"], settings["epochs"], 5, 5]
+    assert all((run.unlabelled, run.weight) == (256, 1.0) for run in (semic, semict, semicte))
     assert (supervised.unlabelled, supervised.weight, supervised.start) == (0, 0.0, None)
-    assert (semic.unlabelled, semic.weight, semic.learning_rate, semic.start) == (256, 1.0, 1e-3, None)
-    assert semict.start == supervised and semict.learning_rate == 1e-5
+    assert (semic.learning_rate, semic.start, semict.start) == (1e-3, None, supervised)
+    assert semict.learning_rate == semicte.learning_rate == 1e-5
     assert semicte.start.epochs == settings["epochs_early"] and semicte.start.method == "Supervised"
     paper = method.four_ways(method.Shift(), method.PRESETS["paper"] | method.REPORTED | {"precision": "float32"})
     assert paper["Supervised"].steps_per_epoch == 32 and 120 * paper["SemiC"].steps_per_epoch == 45_960

@@ -69,6 +69,15 @@ def test_the_clipped_loss_of_a_constant_answer_has_no_gradient(method):
     assert losses[method.ConsistencyModel][1] > losses[method.ConsistencyModel][0]
 
 
+def test_the_released_losses_by_hand(method):
+    fair, image, copy = np.log(np.full((1, 10), 0.1, "float32")), [[0.0] + [-30.0] * 9], [[-30.0] * 9 + [0.0]]
+    labels = method.log_labels(np.zeros(1, "int32"))
+    for kind, apart in ((method.ReleasedModel, np.log(1e7)), (method.ExactLogarithms, 30)):
+        model = kind(method.build_network(2), method.Noise())
+        assert float(model.supervised_loss(labels, fair)[0]) == pytest.approx(np.log(10), abs=1e-4)  # one direction
+        assert float(model.consistency_loss(ops.array(image), ops.array(copy))[0]) == pytest.approx(apart, rel=1e-5)
+
+
 def test_released_batches(method, data):
     labels = np.r_[data.train_labels[:40], np.full(260, -1)].astype("int32")
     angle, shift = method.RELEASED_TRANSFORMS["rotation"], method.RELEASED_TRANSFORMS["shift"]
@@ -110,6 +119,9 @@ def test_the_ways_of_the_collapse_differ_in_one_thing(method):
     ways = method.collapse_ways("rotation")
     released = ways.pop("as released")
     assert (released.model, released.start.model) == (method.ReleasedModel, method.ReleasedModel)
+    assert (released.learning_rate, released.start.learning_rate) == (1e-5, 1e-3)  # what is restored is the start's
+    assert ways["fresh Adam, 1e-5"].learning_rate == ways["moments, 1e-5"].learning_rate == 1e-5
+    assert (ways["fresh Adam, 1e-3"].learning_rate, ways["no consistency loss"].weight) == (1e-3, 0.0)
     for way, run in ways.items():
         changed = {name for name, value in vars(run).items() if value != getattr(released, name)} - {"method"}
         assert changed in ({"model"}, {"model", "learning_rate"}, {"start"}, {"pairs"}, {"weight"}), way
@@ -142,6 +154,8 @@ def test_the_way_between_the_views_is_exact(method):
 def test_labels_move_with_their_image_and_are_unknown_outside(method):
     labels = np.random.default_rng(0).integers(0, 2, (2, 16, 16)).astype("int32")
     drawn = method.TwoViews(0, 0, 0).draw(np.random.default_rng(0), (2, 16, 16, 1))
+    still = np.asarray(method.nearest(labels, method.second_points(drawn, 16, 16)))
+    assert (still == labels).all()
     drawn["second"][:, 0, 2] = 3  # three rows down
     points = method.second_points(drawn, 16, 16)
     moved = np.asarray(method.nearest(labels, points))
@@ -173,6 +187,9 @@ def test_an_equivariant_network_is_consistent_where_views_meet(method):
     log_p = model({"images": images, "parameters": drawn})
     first, second, valid = model.pairs_to_compare(log_p, drawn)
     assert 0.3 < float(ops.mean(valid)) < 1
+    outside = ~np.asarray(helpers.inside(method.second_points(drawn, 48, 48), 48, 48))
+    assert outside.any() and not np.asarray(valid)[outside].any()
+    np.testing.assert_allclose(ops.sum(ops.exp(first), axis=-1), 1, atol=1e-5)  # a distribution after it moved, too
     assert float(method.mean(model.consistency_loss(first, second), valid)) < 1e-4
 
 
@@ -183,10 +200,27 @@ def test_dice_and_the_split_by_slice(method, tmp_path):
     assert (slices.train_labels[:32] >= 0).all() and (slices.train_labels[32 + 40 : -24] == -1).all()
     tile = images[7].reshape(32, 2, 32, 2).mean(axis=(1, 3)).round().astype("uint8")
     assert (slices.train_images[1, :, :, 0] == tile[:16, 16:]).all()
-    run = method.segmentation_ways(1, width=2, epochs=1, dataset="membranes")["Supervised"]
+    run = method.segmentation_ways(1, width=2, epochs=1, dataset="membranes")["Supervised, moved"]
     run = dataclasses.replace(run, steps=1)
     model, about = method.train(run, slices, helpers.Runs(tmp_path, method.train))
     answers = np.asarray(model.network(slices.test_images.astype("float32") / 255)).argmax(-1)
     both = ((answers == 1) & (slices.test_labels == 1)).sum()
     by_hand = 2 * both / ((answers == 1).sum() + (slices.test_labels == 1).sum())
     assert method.dice(about["test"]) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_six_ways_of_segmentation(method):
+    ways = method.segmentation_ways(2)
+    seen = {way: (run.labelled, run.unlabelled, run.batch_size, run.weight) for way, run in ways.items()}
+    assert seen == {
+        "Supervised": (8, 0, 4, 0.0),
+        "Supervised, moved": (8, 0, 4, 0.0),
+        "SemiC, labelled only": (8, 0, 4, 1.0),
+        "SemiC": (8, 160, 8, 1.0),
+        "SemiCT": (8, 160, 8, 1.0),
+        "Supervised, slow": (8, 0, 4, 0.0),
+    }
+    assert not any(vars(ways["Supervised"].transform).values())
+    moved = ways["Supervised, moved"]
+    assert [run.start for run in ways.values()] == [None, None, None, None, moved, moved]
+    assert [run.learning_rate for run in ways.values()] == [1e-2, 1e-2, 1e-2, 1e-2, 1e-3, 1e-3]

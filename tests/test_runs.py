@@ -74,6 +74,16 @@ def test_a_finished_run_is_kept(method, semic, data, tmp_path, monkeypatch):
     assert method.train(semic, data, runs)[1] == about
 
 
+def test_all_runs_are_judged_by_the_same_copies(method, semic, data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(helpers.Runs, "fit", lambda *_, validation, test: seen.append((_[3](), validation, test)))
+    for seed in (3, 4):
+        method.train(dataclasses.replace(semic, seed=seed), data, helpers.Runs(tmp_path, method.train))
+    for name, (one, other) in zip(("training", "validation", "test"), zip(*seen, strict=True), strict=True):
+        same = (one[0][0]["parameters"] == other[0][0]["parameters"]).all()
+        assert (one.shuffled, same) == ((True, False) if name == "training" else (False, True)), name
+
+
 def test_a_run_of_other_images_is_refused(method, semic, data, tmp_path):
     with pytest.raises(ValueError, match="run is of 'other'"):
         method.train(dataclasses.replace(semic, dataset="other"), data, helpers.Runs(tmp_path, method.train))
