@@ -149,6 +149,8 @@ def test_differences_are_judged_by_the_rule_of_section_9(method):
     table = names["judge"](pd.DataFrame(rows)).loc["shift"]
     assert table.loc["SemiC - Supervised"].tolist() == ["+5.0 ± 0.6 (3 seeds)", "ahead", "+6.5", "✓"]
     assert table.loc["SemiCT - Supervised"].tolist() == ["+0.0 ± 1.2 (3 seeds)", "undecided", "+9.0", "?"]
+    spread = helpers.table_1({"here": pd.DataFrame(rows)}, ["accuracy"])["accuracy", "here"]
+    assert spread["shift", "Supervised"] == "51.0% ± 1.0% (n = 3)"
     one = names["judge"](pd.DataFrame(rows).query("seed == 0")).loc["shift"]
     assert one.loc["SemiC - Supervised"].tolist() == ["+5.0 ± 0.7 (one seed)", "ahead", "+6.5", "✓"]
     assert one.loc["SemiCT - SemiC"].tolist() == ["-3.0 ± 0.7 (one seed)", "behind", "+2.5", "✗"]
