@@ -668,7 +668,7 @@ def show_accuracy(sources, heading):
     frame = pd.concat(parts, names=["source"]).eval("accuracy = 100 * accuracy").reset_index("source")
     ways = sorted(set(frame["method"]), key=[*COLOURS, *frame["method"]].index)
     how = {"hue": "method", "hue_order": ways, "palette": [COLOURS.get(way, "0.6") for way in ways], "errorbar": "sd"}
-    how |= {"col_order": dict.fromkeys(["noise", "shift", "rotation", *frame["transform"]])}
+    how |= {"col_order": dict.fromkeys([*REPORT["transform"], *frame["transform"]]), "err_kws": {"linewidth": 1}}
     grid = sns.catplot(frame, kind="bar", x="source", y="accuracy", col="transform", height=2.4, aspect=1.4, **how)
     grid.set(xlabel="", ylabel="test accuracy (%)", ylim=(0, 100)).set_titles("{col_name}").refline(y=10, linestyle=":")
     grid.figure.suptitle(heading, y=1.05)
