@@ -101,6 +101,11 @@ def test_as_released_changes_model_batches_and_transform_and_keeps_its_strength(
     assert {(one.model, one.pairs) for run in runs for one in (run, run.start)} == {
         (method.ReleasedModel, method.ReleasedPairs)
     }
+
+    class Still:
+        """Of a reader's own, without a name: its class's is taken."""
+
+    assert isinstance(method.as_released(dataclasses.replace(runs[0], transform=Still())).transform, Still)
     wide = method.Rotation(90)
     wide.name = "wide"
     renamed = method.as_released(method.four_ways(wide, settings)["SemiCT"])

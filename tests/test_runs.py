@@ -76,7 +76,11 @@ def test_a_finished_run_is_kept(method, semic, data, tmp_path, monkeypatch):
 
 def test_all_runs_are_judged_by_the_same_copies(method, semic, data, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(helpers.Runs, "fit", lambda *_, validation, test: seen.append((_[3](), validation, test)))
+
+    def fit(runs, run, model, batches, validation, test):
+        seen.append((batches(), validation, test))
+
+    monkeypatch.setattr(helpers.Runs, "fit", fit)
     for seed in (3, 4):
         method.train(dataclasses.replace(semic, seed=seed), data, helpers.Runs(tmp_path, method.train))
     for name, (one, other) in zip(("training", "validation", "test"), zip(*seen, strict=True), strict=True):
