@@ -639,7 +639,7 @@ def read_results(table="runs", folder=RESULTS):
 
 plt.rcParams.update({"figure.dpi": 77, "xtick.labelsize": 8})  # small files, room for names
 COLOURS = {"Supervised": "#000000", "Supervised, long": "#777777", "Supervised, slow": "#BBBBBB"}
-COLOURS |= {"SemiC": "#0072B2", "SemiCT": "#D55E00", "SemiCTE": "#009E73"}  # Okabe and Ito's
+COLOURS |= {"SemiC": "#0072B2", "SemiC, weight 0": "#99C7E0", "SemiCT": "#D55E00", "SemiCTE": "#009E73"}  # Okabe, Ito
 COLOURS |= {"noise": "#56B4E9", "shift": "#E69F00", "rotation": "#CC79A7"}
 REPORT = read_results("report")  # Table 1. It prints 0.1 % twice where its loss of 14.5 shows the fraction 0.1.
 

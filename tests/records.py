@@ -42,13 +42,19 @@ def table1(method, preset="standard", seed=0, **sizes):
     plan += [("table1", ways[name][way]) for name in ("shift", "rotation") for way in ("SemiCT", "SemiCTE")]
     plan += [("table1", ways["noise"][way]) for way in ("SemiC", "SemiCT", "SemiCTE")]
     plan.append(("control", long(ways["noise"])))
-    return plan + [("control", slow(ways[name])) for name in ("shift", "rotation", "noise")]
+    plan += [("control", slow(ways[name])) for name in ("shift", "rotation", "noise")]
+    return plan + [("control", without_consistency(ways[name])) for name in ("shift", "rotation", "noise")]
 
 
 def long(ways):
     """Supervised with as many steps as SemiC: `Run`."""
     semic = ways["SemiC"]
     return dataclasses.replace(ways["Supervised"], epochs=semic.epochs, steps=semic.steps_per_epoch)
+
+
+def without_consistency(ways):
+    """SemiC in the same batches without its consistency loss: `Run`."""
+    return dataclasses.replace(ways["SemiC"], method="SemiC, weight 0", weight=0.0)
 
 
 def slow(ways):
