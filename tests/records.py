@@ -223,7 +223,6 @@ def tried(method):
         "SemiC, half labelled": half,
         "pseudo-labels, half labelled": half | {"model": PseudoLabels, "epochs": 20},
         "pseudo-labels": {"model": PseudoLabels, "epochs": 5},
-        "SemiC, weight 0": {"weight": 0.0, "epochs": 30},
     }
     return [("tried", dataclasses.replace(semic, method=way, **change)) for way, change in changes.items()]
 
