@@ -177,6 +177,37 @@ def collapse_more(method):
         ):
             plan.append(dataclasses.replace(run, method=way, **change))
         plan += [ways[way] for ways in (noise, shift) for way in ("fresh Adam, 1e-5", "moments, 1e-5")]
+
+    # With the 4,000 labels of `standard`, from step ones of another seed than section 14's.
+    class SemictsOwn(SemictsAngle):
+        count = 49_000
+
+    class StepOnesOwn(SemictsAngle):
+        count = 4_000
+
+    class HalfAtStepOnes(method.HalfLabelled, StepOnesOwn):
+        pass
+
+    class TenLabels(ReleasedPairs):
+        def choose(self, *which):
+            return super().choose(*which)[: 10 if self.shuffled else None]
+
+    for semict in [method.as_released(run) for _, run in table1(method, seed=1) if run.method == "SemiCT"]:
+        released = dataclasses.replace(semict, method="as released", epochs=10, steps=15)
+        unlike = dataclasses.replace(released, weight=0.0)
+        step_one = dataclasses.replace(unlike, unlabelled=0)
+        for way, run, pairs, of_rotation_alone in (
+            ("as released", released, ReleasedPairs, False),
+            ("half labelled", released, method.ReleasedHalfLabelled, False),
+            ("labelled images only", step_one, ReleasedPairs, False),
+            ("labelled only, 10 a batch", step_one, TenLabels, False),
+            ("step one's angle", released, StepOnesOwn, True),
+            ("half labelled, step one's angle", released, HalfAtStepOnes, True),
+            ("labelled only, SemiCT's angle", step_one, SemictsOwn, True),
+            ("half labelled, step one's angle, weight 0", unlike, HalfAtStepOnes, True),
+        ):
+            if semict.transform.name == "rotation" or (semict.transform.name == "noise" and not of_rotation_alone):
+                plan.append(dataclasses.replace(run, method=way, pairs=pairs))
     starts = dict.fromkeys(run.start for run in plan)
     return [("collapse more start", run) for run in starts] + [("collapse more", run) for run in plan]
 
