@@ -194,8 +194,8 @@ def collapse_more(method):
 
     for semict in [method.as_released(run) for _, run in table1(method, seed=1) if run.method == "SemiCT"]:
         released = dataclasses.replace(semict, method="as released", epochs=10, steps=15)
-        unlike = dataclasses.replace(released, weight=0.0)
-        step_one = dataclasses.replace(unlike, unlabelled=0)
+        unweighted = dataclasses.replace(released, weight=0.0)
+        step_one = dataclasses.replace(unweighted, unlabelled=0)
         for way, run, pairs, of_rotation_alone in (
             ("as released", released, ReleasedPairs, False),
             ("half labelled", released, method.ReleasedHalfLabelled, False),
@@ -204,7 +204,7 @@ def collapse_more(method):
             ("step one's angle", released, StepOnesOwn, True),
             ("half labelled, step one's angle", released, HalfAtStepOnes, True),
             ("labelled only, SemiCT's angle", step_one, SemictsOwn, True),
-            ("half labelled, step one's angle, weight 0", unlike, HalfAtStepOnes, True),
+            ("half labelled, step one's angle, weight 0", unweighted, HalfAtStepOnes, True),
         ):
             if semict.transform.name == "rotation" or (semict.transform.name == "noise" and not of_rotation_alone):
                 plan.append(dataclasses.replace(run, method=way, pairs=pairs))
