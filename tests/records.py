@@ -196,18 +196,18 @@ def collapse_more(method):
         released = dataclasses.replace(semict, method="as released", epochs=10, steps=15)
         unweighted = dataclasses.replace(released, weight=0.0)
         step_one = dataclasses.replace(unweighted, unlabelled=0)
-        for way, run, pairs, of_rotation_alone in (
-            ("as released", released, ReleasedPairs, False),
-            ("half labelled", released, method.ReleasedHalfLabelled, False),
-            ("labelled images only", step_one, ReleasedPairs, False),
-            ("labelled only, 10 a batch", step_one, TenLabels, False),
-            ("step one's angle", released, StepOnesOwn, True),
-            ("half labelled, step one's angle", released, HalfAtStepOnes, True),
-            ("labelled only, SemiCT's angle", step_one, SemictsOwn, True),
-            ("half labelled, step one's angle, weight 0", unweighted, HalfAtStepOnes, True),
-        ):
-            if semict.transform.name == "rotation" or (semict.transform.name == "noise" and not of_rotation_alone):
-                plan.append(dataclasses.replace(run, method=way, pairs=pairs))
+        ways = [
+            ("as released", released, ReleasedPairs),
+            ("half labelled", released, method.ReleasedHalfLabelled),
+            ("labelled images only", step_one, ReleasedPairs),
+            ("labelled only, 10 a batch", step_one, TenLabels),
+            ("step one's angle", released, StepOnesOwn),  # from here on for rotation alone
+            ("half labelled, step one's angle", released, HalfAtStepOnes),
+            ("labelled only, SemiCT's angle", step_one, SemictsOwn),
+            ("half labelled, step one's angle, weight 0", unweighted, HalfAtStepOnes),
+        ]
+        ways = ways[: {"noise": 4, "rotation": 8}.get(semict.transform.name, 0)]
+        plan += [dataclasses.replace(run, method=way, pairs=pairs) for way, run, pairs in ways]
     starts = dict.fromkeys(run.start for run in plan)
     return [("collapse more start", run) for run in starts] + [("collapse more", run) for run in plan]
 
